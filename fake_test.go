@@ -1,0 +1,477 @@
+package hotload_test
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/url"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/infobloxopen/hotload"
+)
+
+// limit is how long a test waits for what must happen: long enough for the
+// slowest machine, as only a failing test waits it out.
+const limit = 30 * time.Second
+
+// A source is a strategy whose values the test sets. Each has a name of its
+// own, under which it and a driver are registered.
+type source struct {
+	name    string
+	mu      sync.Mutex // guards value
+	value   string
+	values  chan string // unbuffered: who has sent twice knows that the first was taken up
+	watches atomic.Int32
+}
+
+var names atomic.Int32
+
+// register registers a driver and a strategy under a name that no other test
+// has, and returns the data source name for them.
+func register(d driver.Driver, s hotload.Strategy) string {
+	name := fmt.Sprintf("test%d", names.Add(1))
+	hotload.Register(name, d)
+	hotload.RegisterStrategy(name, s)
+	return name + "://" + name + "/path"
+}
+
+func newSource(value string) *source {
+	return &source{value: value, values: make(chan string)}
+}
+
+// open opens a sql.DB on a driver and a source. Options, such as
+// "forceKill=true", may be empty.
+func open(t testing.TB, d driver.Driver, s hotload.Strategy, options string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("hotload", register(d, s)+"?"+options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+func (s *source) Watch(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+	s.watches.Add(1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	values := make(chan string)
+	go func() {
+		defer close(values)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case v := <-s.values:
+				select {
+				case <-ctx.Done():
+					return
+				case values <- v:
+				}
+			}
+		}
+	}()
+	return s.value, values, nil
+}
+
+// set delivers a value and returns when hotload has taken it up: the next
+// values are received only then, and an equal one is no change.
+func (s *source) set(value string) {
+	s.mu.Lock()
+	s.value = value
+	s.mu.Unlock()
+	for range 3 { // the goroutine of Watch holds one, hotload takes up another
+		s.values <- value
+	}
+}
+
+// A watchFunc is a Strategy.
+type watchFunc func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error)
+
+func (f watchFunc) Watch(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+	return f(ctx, pth, options)
+}
+
+// A fake is a driver that polices how it is used: two calls on a connection at
+// a time, a call after Close and a second Close fail the test. Its hooks may
+// be nil; they run within the call that they are named after.
+type fake struct {
+	t        testing.TB
+	onOpen   func(ctx context.Context, value string) error // ctx is Background without DriverContext
+	onClose  func(c *fakeConn)
+	onCall   func(ctx context.Context, c *fakeConn, call string) error
+	rowCount int         // of each query
+	lenient  atomic.Bool // a Close during a call is allowed: forceKill's last resort
+
+	opened, closed atomic.Int64
+	dialing        atomic.Int64 // Opens and Connects in progress
+	maxDialing     atomic.Int64
+	maxLive        atomic.Int64
+	mu             sync.Mutex // guards conns
+	conns          map[*fakeConn]bool
+}
+
+// A ctxFake is a fake with DriverContext.
+type ctxFake struct{ *fake }
+
+type fakeConnector struct {
+	f     *fake
+	value string
+}
+
+func newFake(t testing.TB) *fake {
+	return &fake{t: t, conns: make(map[*fakeConn]bool)}
+}
+
+func (f *fake) Open(value string) (driver.Conn, error) { return f.dial(context.Background(), value) }
+
+func (f ctxFake) OpenConnector(value string) (driver.Connector, error) {
+	if strings.HasPrefix(value, "bad") {
+		return nil, fmt.Errorf("fake: cannot parse %q", value)
+	}
+	return &fakeConnector{f.fake, value}, nil
+}
+
+func (c *fakeConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	return c.f.dial(ctx, c.value)
+}
+func (c *fakeConnector) Driver() driver.Driver { return c.f }
+
+func (f *fake) dial(ctx context.Context, value string) (driver.Conn, error) {
+	raise(&f.maxDialing, f.dialing.Add(1))
+	defer f.dialing.Add(-1)
+	if f.onOpen != nil {
+		if err := f.onOpen(ctx, value); err != nil {
+			return nil, err
+		}
+	}
+	c := &fakeConn{f: f, value: value}
+	f.opened.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.conns[c] = true
+	raise(&f.maxLive, int64(len(f.conns)))
+	return c, nil
+}
+
+func raise(high *atomic.Int64, n int64) {
+	for old := high.Load(); n > old && !high.CompareAndSwap(old, n); old = high.Load() {
+	}
+}
+
+// live returns the values of the connections that are open.
+func (f *fake) live() (values []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for c := range f.conns {
+		values = append(values, c.value)
+	}
+	slices.Sort(values)
+	return values
+}
+
+// liveOn counts the open connections with a value.
+func (f *fake) liveOn(value string) (n int) {
+	for _, v := range f.live() {
+		if v == value {
+			n++
+		}
+	}
+	return n
+}
+
+type fakeConn struct {
+	f     *fake
+	value string
+	calls atomic.Int32 // in progress
+	shut  atomic.Bool
+	stmts atomic.Int32 // open
+	inTx  bool
+}
+
+// call polices a call, and runs the hook.
+func (c *fakeConn) call(ctx context.Context, call string) error {
+	if c.shut.Load() {
+		c.f.t.Errorf("%s on a connection (%s) that is closed", call, c.value)
+		return errors.New("fake: closed")
+	}
+	if c.calls.Add(1) > 1 {
+		c.f.t.Errorf("%s during another call on the same connection (%s)", call, c.value)
+	}
+	defer c.calls.Add(-1)
+	if c.f.onCall != nil {
+		if err := c.f.onCall(ctx, c, call); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+func (c *fakeConn) Close() error {
+	if c.shut.Swap(true) {
+		c.f.t.Errorf("second Close of a connection (%s)", c.value)
+		return nil
+	}
+	if c.calls.Load() != 0 && !c.f.lenient.Load() {
+		c.f.t.Errorf("Close of a connection (%s) during a call", c.value)
+	}
+	if n := c.stmts.Load(); n != 0 && !c.f.lenient.Load() {
+		c.f.t.Errorf("Close of a connection (%s) with %d prepared statements open", c.value, n)
+	}
+	if c.f.onClose != nil {
+		c.f.onClose(c)
+	}
+	c.f.closed.Add(1)
+	c.f.mu.Lock()
+	defer c.f.mu.Unlock()
+	delete(c.f.conns, c)
+	return nil
+}
+
+// A special is an argument that only the fake's own checker accepts.
+type special struct{ s string }
+
+func (c *fakeConn) CheckNamedValue(nv *driver.NamedValue) error {
+	if err := c.call(context.Background(), "CheckNamedValue"); err != nil {
+		return err
+	}
+	if s, ok := nv.Value.(special); ok {
+		nv.Value = s.s
+		return nil
+	}
+	return driver.ErrSkip
+}
+
+func (c *fakeConn) Ping(ctx context.Context) error         { return c.call(ctx, "Ping") }
+func (c *fakeConn) ResetSession(ctx context.Context) error { return c.call(ctx, "ResetSession") }
+func (c *fakeConn) IsValid() bool                          { return c.call(context.Background(), "IsValid") == nil }
+
+func (c *fakeConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if err := c.call(ctx, "Exec "+query); err != nil {
+		return nil, err
+	}
+	return driver.RowsAffected(1), c.check(args)
+}
+
+func (c *fakeConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if err := c.call(ctx, "Query "+query); err != nil {
+		return nil, err
+	}
+	return &fakeRows{c: c, ctx: ctx, left: max(1, c.f.rowCount)}, c.check(args)
+}
+
+// check finds arguments that were not converted.
+func (c *fakeConn) check(args []driver.NamedValue) error {
+	for _, arg := range args {
+		if !driver.IsValue(arg.Value) {
+			c.f.t.Errorf("argument %d is a %T: not converted", arg.Ordinal, arg.Value)
+		}
+	}
+	return nil
+}
+
+func (c *fakeConn) Begin() (driver.Tx, error) { panic("BeginTx is there") }
+
+func (c *fakeConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	if err := c.call(ctx, "Begin"); err != nil {
+		return nil, err
+	}
+	c.inTx = true
+	return fakeTx{c}, nil
+}
+
+type fakeTx struct{ c *fakeConn }
+
+func (t fakeTx) Commit() error   { return t.end("Commit") }
+func (t fakeTx) Rollback() error { return t.end("Rollback") }
+
+func (t fakeTx) end(call string) error {
+	if !t.c.inTx {
+		t.c.f.t.Errorf("%s without a transaction", call)
+	}
+	t.c.inTx = false
+	return t.c.call(context.Background(), call)
+}
+
+func (c *fakeConn) Prepare(query string) (driver.Stmt, error) { panic("PrepareContext is there") }
+
+func (c *fakeConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	if err := c.call(ctx, "Prepare "+query); err != nil {
+		return nil, err
+	}
+	c.stmts.Add(1)
+	return &fakeStmt{c: c, query: query}, nil
+}
+
+// A fakeStmt takes as many arguments as its query has question marks.
+type fakeStmt struct {
+	c      *fakeConn
+	query  string
+	closed bool
+}
+
+func (s *fakeStmt) Close() error {
+	if s.closed {
+		s.c.f.t.Errorf("second Close of statement %q", s.query)
+	}
+	s.closed = true
+	s.c.stmts.Add(-1)
+	return s.c.call(context.Background(), "Close "+s.query)
+}
+
+func (s *fakeStmt) NumInput() int {
+	s.c.call(context.Background(), "NumInput")
+	return strings.Count(s.query, "?")
+}
+
+func (s *fakeStmt) Exec(args []driver.Value) (driver.Result, error) { panic("ExecContext is there") }
+func (s *fakeStmt) Query(args []driver.Value) (driver.Rows, error)  { panic("QueryContext is there") }
+
+func (s *fakeStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	s.check(args)
+	return s.c.ExecContext(ctx, s.query, args)
+}
+
+func (s *fakeStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	s.check(args)
+	return s.c.QueryContext(ctx, s.query, args)
+}
+
+func (s *fakeStmt) check(args []driver.NamedValue) {
+	if s.closed {
+		s.c.f.t.Errorf("use of statement %q after Close", s.query)
+	}
+	if want := strings.Count(s.query, "?"); len(args) != want {
+		s.c.f.t.Errorf("statement %q got %d arguments", s.query, len(args))
+	}
+}
+
+// fakeRows has one column: the value that its connection was opened with.
+type fakeRows struct {
+	c      *fakeConn
+	ctx    context.Context
+	left   int
+	closed bool
+}
+
+func (r *fakeRows) Columns() []string { return []string{"value"} }
+
+func (r *fakeRows) Close() error {
+	if r.closed {
+		r.c.f.t.Error("second Close of rows")
+	}
+	r.closed = true
+	return r.c.call(context.Background(), "Close rows")
+}
+
+func (r *fakeRows) Next(dest []driver.Value) error {
+	if err := r.c.call(r.ctx, "Next"); err != nil {
+		return err
+	}
+	if r.left == 0 {
+		return io.EOF
+	}
+	r.left--
+	dest[0] = r.c.value
+	return nil
+}
+
+// ask returns the value that an operation of the pool runs on.
+func ask(t testing.TB, db interface {
+	QueryRowContext(context.Context, string, ...any) *sql.Row
+}) (value string) {
+	t.Helper()
+	if err := db.QueryRowContext(t.Context(), "ask").Scan(&value); err != nil {
+		t.Fatalf("query: %v", err)
+	}
+	return value
+}
+
+// want fails the test unless have is what it should be.
+func want[T comparable](t testing.TB, what string, have, want T) {
+	t.Helper()
+	if have != want {
+		t.Fatalf("%s: have %v, want %v", what, have, want)
+	}
+}
+
+// await waits until a condition holds.
+func await(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			stacks := make([]byte, 1<<20)
+			t.Fatalf("waited in vain: %s\n%s", what, stacks[:runtime.Stack(stacks, true)])
+		}
+	}
+}
+
+// receive waits for a channel.
+func receive[T any](t testing.TB, what string, c <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-c:
+	case <-time.After(limit):
+		t.Fatalf("waited in vain: %s", what)
+	}
+	return v
+}
+
+// logs collects what is logged through slog's default logger.
+type logs struct {
+	mu  sync.Mutex // guards buf
+	buf bytes.Buffer
+}
+
+// collect replaces slog's default logger until the test ends: such a test
+// cannot be parallel.
+func collect(t testing.TB) *logs {
+	l := &logs{}
+	old := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}})))
+	t.Cleanup(func() { slog.SetDefault(old) })
+	return l
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// count counts the lines that contain all of the parts.
+func (l *logs) count(parts ...string) (n int) {
+	for line := range strings.Lines(l.String()) {
+		if !slices.ContainsFunc(parts, func(part string) bool { return !strings.Contains(line, part) }) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestMain(m *testing.M) {
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // tests that look at the log collect it
+	m.Run()
+}

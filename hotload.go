@@ -1,0 +1,2005 @@
+// Package hotload is a driver for database/sql whose connection string can
+// change while the program runs.
+//
+// It stands in front of the real driver. A [Strategy] watches the place where
+// the connection string is kept, such as a file that a secret store rewrites;
+// when the string changes, hotload retires the connections opened with the old
+// one, and the pool goes on with connections opened with the new one. The
+// program keeps its [sql.DB], and no query fails:
+//
+//	import (
+//		"database/sql"
+//		"github.com/infobloxopen/hotload"
+//		_ "github.com/infobloxopen/hotload/fsnotify"
+//		"github.com/lib/pq"
+//	)
+//
+//	func init() { hotload.Register("postgres", pq.Driver{}) }
+//
+//	db, err := sql.Open("hotload", "fsnotify://postgres/tmp/myconfig.txt")
+//
+// Here /tmp/myconfig.txt holds what the driver opens, for example
+// "user=pqgotest dbname=pqgotest sslmode=verify-full".
+//
+// # The data source name
+//
+// A data source name is strategy://driver/path?options. The strategy is one
+// registered with [RegisterStrategy], the driver one registered with
+// [Register]. The strategy gets the path, and those options that are not
+// hotload's own:
+//
+//   - forceKill: "false", the default, lets what is in use at a change finish
+//     on its own connection. "true" ends it at the change. A duration, such as
+//     "30s", ends what is still in use when it has passed.
+//   - probe: with "true", a new value is put in force only once a connection
+//     has been opened with it; until then the pool goes on with the last good
+//     one. The default, "false", puts each value in force at once, because
+//     moving off a server may be meant whether or not the next one is up.
+//
+// [sql.Open] checks the name and starts nothing. The first connection starts
+// the watch and DB.Close ends it.
+//
+// # What happens at a change
+//
+// A connection is in use when something has run on it since it was taken from
+// the pool. Once a value has been put in force:
+//
+//   - Operations that take a connection from the pool run on one opened with
+//     that value or a later one.
+//   - Connections not in use close at once. Those in use finish their work and
+//     close when they are returned, or are ended as forceKill says.
+//   - A dial in progress is abandoned and made again with the new value.
+//   - A value that is empty, or that the driver refuses, changes nothing.
+//
+// The error of an operation that forceKill ended matches [ErrKilled]; the
+// operation is not run again. Without forceKill a change causes no error.
+//
+// A pooled connection without a server connection behind it dials when it is
+// next used. [sql.DBStats] counts it as open.
+//
+// What happens is logged through [slog.Default]; the events, and all that a
+// strategy must and may do, are set out in SPEC.md beside this file.
+//
+// # The driver's own connection
+//
+// What [sql.Conn.Raw] passes to its callback has a method Raw that returns the
+// driver's connection, or nil if one was needed and could not be opened:
+//
+//	err := conn.Raw(func(driverConn any) error {
+//		c := driverConn.(interface{ Raw() driver.Conn }).Raw()
+//		...
+//	})
+package hotload
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/url"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// ErrKilled is matched, with errors.Is, by the error of every operation that
+// forceKill ended, and of every later one on the same transaction, rows or
+// [sql.Conn]. A call that was in progress may have taken effect on the old
+// server; database/sql does not run it again.
+var ErrKilled = errors.New("hotload: connection killed because its connection string was replaced")
+
+var (
+	errClosed   = errors.New("hotload: the connector is closed")
+	errEmptyDSN = errors.New("hotload: the data source name is empty: want strategy://driver/path?options")
+)
+
+// A Strategy watches the place where a connection string is kept. SPEC.md is
+// its contract, and package strategytest tests an implementation against it.
+type Strategy interface {
+	// Watch returns the connection string that is in pth now, and a channel
+	// that delivers each later one, until ctx ends; soon after, the channel is
+	// closed. An error says why there is no first value, and leaves nothing
+	// running. Options are those of the data source name without hotload's
+	// own; one that the strategy does not know is an error. Watch may be
+	// called by several goroutines at a time, and each watch is independent.
+	//
+	// If the channel is closed before ctx ends, the last value stays in force
+	// and hotload calls Watch again, after a while.
+	Watch(ctx context.Context, pth string, options url.Values) (value string, values <-chan string, err error)
+}
+
+var (
+	registryMu sync.RWMutex // protects drivers and strategies
+	drivers    = make(map[string]driver.Driver)
+	strategies = make(map[string]Strategy)
+)
+
+// Register makes a driver available under the name that data source names give
+// as their host. It panics if d is nil, if the name is registered already, and
+// if no data source name could spell it.
+func Register(name string, d driver.Driver) {
+	if d == nil {
+		panic("hotload: Register driver is nil")
+	}
+	if u, err := url.Parse("x://" + name + "/"); err != nil || name == "" || u.Host != name || u.Port() != "" || strings.Contains(name, ":") {
+		panic(fmt.Sprintf("hotload: Register name %q cannot be the host of a data source name", name))
+	}
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	if _, dup := drivers[name]; dup {
+		panic(fmt.Sprintf("hotload: Register called twice for driver %q", name))
+	}
+	drivers[name] = d
+}
+
+// RegisterStrategy makes a strategy available under the name that data source
+// names give as their scheme, which is in lower case. It panics if s is nil,
+// if the name is registered already, and if no data source name could spell it.
+func RegisterStrategy(name string, s Strategy) {
+	if s == nil {
+		panic("hotload: RegisterStrategy strategy is nil")
+	}
+	if u, err := url.Parse(name + "://x/"); err != nil || name == "" || u.Scheme != name {
+		panic(fmt.Sprintf("hotload: RegisterStrategy name %q cannot be the scheme of a data source name", name))
+	}
+	registryMu.Lock()
+	defer registryMu.Unlock()
+	if _, dup := strategies[name]; dup {
+		panic(fmt.Sprintf("hotload: RegisterStrategy called twice for strategy %q", name))
+	}
+	strategies[name] = s
+}
+
+// A dsn is a data source name that has been read and found good.
+type dsn struct {
+	strategy, driver, path string
+	options                url.Values // the strategy's
+	forceKill              bool
+	grace                  time.Duration // with forceKill: how long what is in use may go on
+	probe                  bool
+}
+
+// parseDSN reads strategy://driver/path?options. Its errors quote the names of
+// the strategy and the driver at most: a data source name may hold secrets, all
+// the more when it is another driver's, passed by mistake.
+func parseDSN(name string) (d dsn, err error) {
+	if scheme, _, ok := strings.Cut(name, "://"); !ok || scheme == "" {
+		return d, errors.New("hotload: the data source name has no strategy: want strategy://driver/path?options")
+	}
+	u, err := url.Parse(name)
+	if err != nil {
+		return d, errors.New("hotload: the data source name is not a valid URL: " +
+			"want strategy://driver/path?options with special characters percent-encoded")
+	}
+	for _, bad := range []struct {
+		found bool
+		what  string
+	}{
+		{u.Opaque != "", "has no strategy before its ://"},
+		{u.User != nil, "has user information, which belongs into the connection string that the strategy delivers"},
+		{u.Hostname() == "", "names no driver after its ://"},
+		{strings.Contains(u.Host, ":"), "has a port, which belongs into the connection string that the strategy delivers"},
+		{strings.Contains(name, "#"), "has a fragment: write %23 for a # in the path or the options"},
+	} {
+		if bad.found {
+			return d, errors.New("hotload: the data source name " + bad.what + ": want strategy://driver/path?options")
+		}
+	}
+	d = dsn{strategy: u.Scheme, driver: u.Host, path: u.Path}
+	if d.options, err = url.ParseQuery(u.RawQuery); err != nil {
+		return d, errors.New("hotload: the options of the data source name cannot be read: " +
+			"want name=value pairs separated by & with special characters percent-encoded")
+	}
+	kill, err := d.own("forceKill")
+	if err != nil {
+		return d, err
+	}
+	if d.forceKill = kill != "false"; d.forceKill && kill != "true" {
+		if d.grace, err = time.ParseDuration(kill); err != nil || d.grace <= 0 {
+			return d, errors.New("hotload: option forceKill: want true, false or a positive duration such as 30s")
+		}
+	}
+	probe, err := d.own("probe")
+	if err != nil {
+		return d, err
+	}
+	if d.probe = probe == "true"; !d.probe && probe != "false" {
+		return d, errors.New("hotload: option probe: want true or false")
+	}
+	return d, nil
+}
+
+// own takes an option of hotload's own, "false" by default, from those of the
+// strategy.
+func (d *dsn) own(option string) (value string, err error) {
+	values, ok := d.options[option]
+	delete(d.options, option)
+	if !ok {
+		return "false", nil
+	}
+	if len(values) > 1 {
+		return "", fmt.Errorf("hotload: option %s is given %d times: want it once", option, len(values))
+	}
+	return values[0], nil
+}
+
+func init() { sql.Register("hotload", hotloadDriver{}) }
+
+// hotloadDriver is the driver that database/sql knows as "hotload".
+type hotloadDriver struct{}
+
+var _ driver.DriverContext = hotloadDriver{}
+
+// OpenConnector checks the data source name and starts nothing. An empty name
+// is refused only when it is used: instrumentation libraries open one to get
+// at the driver.
+func (hotloadDriver) OpenConnector(name string) (driver.Connector, error) {
+	if name == "" {
+		return newConnector(dsn{}, nil, nil), nil
+	}
+	d, err := parseDSN(name)
+	if err != nil {
+		return nil, err
+	}
+	registryMu.RLock()
+	defer registryMu.RUnlock()
+	watcher, ok := strategies[d.strategy]
+	if !ok {
+		return nil, fmt.Errorf("hotload: unknown strategy %q (registered: %s): forgotten import? "+
+			`(import _ "github.com/infobloxopen/hotload/fsnotify" registers the strategy "fsnotify")`, d.strategy, registered(strategies))
+	}
+	real, ok := drivers[d.driver]
+	if !ok {
+		return nil, fmt.Errorf("hotload: unknown driver %q (registered: %s): forgotten import? "+
+			"(import the driver's package and pass the driver to hotload.Register)", d.driver, registered(drivers))
+	}
+	return newConnector(d, watcher, real), nil
+}
+
+func registered[T any](m map[string]T) string {
+	if len(m) == 0 {
+		return "none"
+	}
+	return strings.Join(slices.Sorted(maps.Keys(m)), ", ")
+}
+
+// Open opens a single connection with a watch of its own, which ends when the
+// connection is closed.
+func (d hotloadDriver) Open(name string) (driver.Conn, error) {
+	dc, err := d.OpenConnector(name)
+	if err != nil {
+		return nil, err
+	}
+	c := dc.(*connector)
+	s, err := c.connect(context.Background())
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return newConn(c, s, true), nil
+}
+
+// patience is how long hotload waits for what ought to be quick and cannot be
+// hurried: a driver's Close, and drivers and strategies whose context ended.
+const patience = time.Second
+
+// A connector is the driver.Connector of one sql.DB: its watch, and the
+// generation that new connections belong to.
+//
+// The mutexes of connector, generation and serverConn are leaves: under none
+// of them is another one taken, a strategy, a driver or a logger called.
+type connector struct {
+	dsn
+	watcher Strategy
+	real    driver.Driver
+
+	ctx        context.Context // of the watch, and of all else in the background
+	stop       context.CancelFunc
+	background sync.WaitGroup // what stop ends
+	trying     chan struct{}  // holds an element while a value is being tried
+
+	gen atomic.Pointer[generation] // in force; nil until a first value is accepted
+
+	mu      sync.Mutex // guards the following fields, and changes of gen
+	closed  bool
+	watch   *watch                   // nil before the first connect and after a first Watch that failed
+	probing *probe                   // of the value that is to be put in force next; nil if there is none
+	orphans map[*serverConn]struct{} // closing still, when their proxies are closed already
+
+	refused string // what was refused last, and why; used by run alone
+}
+
+var (
+	_ driver.Connector = (*connector)(nil)
+	_ io.Closer        = (*connector)(nil)
+)
+
+func newConnector(d dsn, watcher Strategy, real driver.Driver) *connector {
+	c := &connector{
+		dsn:     d,
+		watcher: watcher,
+		real:    real,
+		trying:  make(chan struct{}, 1),
+		orphans: make(map[*serverConn]struct{}),
+	}
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	return c
+}
+
+func (c *connector) Driver() driver.Driver { return hotloadDriver{} }
+
+// Connect opens a connection with the value in force. The first one starts the
+// watch.
+func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
+	s, err := c.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return newConn(c, s, false), nil
+}
+
+func (c *connector) connect(ctx context.Context) (*serverConn, error) {
+	if err := c.start(ctx); err != nil {
+		return nil, err
+	}
+	// A pool whose connections are slow to close shall not outgrow its
+	// MaxOpenConns on the server: wait for one that it counts no more.
+	if s := c.takeOrphan(); s != nil {
+		if err := s.awaitClose(ctx); err != nil {
+			c.addOrphan(s)
+			return nil, err
+		}
+	}
+	return c.dial(ctx)
+}
+
+// dial opens a server connection with the value in force. When that is
+// replaced meanwhile, it leaves the dial and makes another.
+func (c *connector) dial(ctx context.Context) (*serverConn, error) {
+	for {
+		g := c.gen.Load()
+		s, err := g.dial(ctx)
+		if g == c.gen.Load() {
+			return s, err
+		}
+		if err == nil {
+			s.retire() // late: the generation was swept without it
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Close ends the watch. Connections that are checked out work on.
+func (c *connector) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.stop()
+
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	ended := make(chan struct{})
+	go func() {
+		c.background.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-limit.C:
+		limit.Reset(0)
+	}
+	g := c.gen.Load()
+	if g == nil {
+		return nil
+	}
+	g.dropSpares()
+	for s := c.takeOrphan(); s != nil; s = c.takeOrphan() {
+		select {
+		case <-s.done:
+		case <-limit.C:
+			return g.close()
+		}
+	}
+	return g.close()
+}
+
+// addOrphan notes a server connection that is closing while its proxy is
+// closed already.
+func (c *connector) addOrphan(s *serverConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-s.done:
+	default:
+		c.orphans[s] = struct{}{}
+	}
+}
+
+func (c *connector) removeOrphan(s *serverConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.orphans, s)
+}
+
+func (c *connector) takeOrphan() *serverConn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s := range c.orphans {
+		delete(c.orphans, s)
+		return s
+	}
+	return nil
+}
+
+// logger returns the default logger with what identifies the pool.
+func (c *connector) logger() *slog.Logger {
+	return slog.With("strategy", c.strategy, "driver", c.driver, "path", c.path)
+}
+
+// A watch is a first call of Strategy.Watch and, if it succeeds, all that
+// follows until the connector is closed.
+type watch struct {
+	ready chan struct{} // closed when the first value was taken up, or Watch failed
+	err   error         // why no value is in force; guarded by connector.mu
+}
+
+// start makes sure that a value is in force: it starts the watch unless there
+// is one, and waits for the first value. Callers share the watch, each with a
+// deadline of its own.
+func (c *connector) start(ctx context.Context) error {
+	if c.gen.Load() != nil {
+		return nil
+	}
+	if c.watcher == nil {
+		return errEmptyDSN
+	}
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return errClosed
+	}
+	w := c.watch
+	if w == nil {
+		w = &watch{ready: make(chan struct{})}
+		c.watch = w
+		c.background.Go(func() { c.run(w) })
+	}
+	c.mu.Unlock()
+	select {
+	case <-w.ready:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.ctx.Done():
+		return errClosed
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gen.Load() != nil {
+		return nil
+	}
+	return w.err
+}
+
+// The pause before Watch is called again doubles from the least to the most.
+// It starts afresh only after a watch that outlived the most, so that a
+// strategy whose watches keep breaking off is not called in a hurry.
+const (
+	leastWatchPause = 100 * time.Millisecond
+	mostWatchPause  = 30 * time.Second
+)
+
+// run watches until the connector is closed. It ends early if the very first
+// Watch fails: then the next connect starts another.
+func (c *connector) run(w *watch) {
+	pause := leastWatchPause
+	for first := true; ; first = false {
+		began := time.Now()
+		value, values, err := c.watcher.Watch(c.ctx, c.path, maps.Clone(c.options))
+		switch {
+		case err == nil:
+			if !first {
+				c.logger().Info("hotload: watch regained")
+			}
+			c.offer(w, value)
+		case first:
+			c.mu.Lock()
+			c.watch, w.err = nil, err
+			c.mu.Unlock()
+		}
+		if first {
+			close(w.ready)
+		}
+		if err == nil {
+			c.follow(w, values)
+			if c.ctx.Err() == nil {
+				c.logger().Warn("hotload: watch lost")
+			}
+			if time.Since(began) > mostWatchPause {
+				pause = leastWatchPause
+			}
+		} else if first {
+			return
+		}
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, mostWatchPause)
+	}
+}
+
+// follow takes up what the strategy delivers until it closes the channel. When
+// the connector is closed it waits for that, because then the watch is gone,
+// but not for long: the strategy may be one that ignores its context.
+func (c *connector) follow(w *watch, values <-chan string) {
+	for {
+		select {
+		case value, ok := <-values:
+			if !ok {
+				return
+			}
+			c.offer(w, value)
+		case <-c.ctx.Done():
+			limit := time.NewTimer(patience)
+			defer limit.Stop()
+			for ok := values != nil; ok; {
+				select {
+				case _, ok = <-values:
+				case <-limit.C:
+					return
+				}
+			}
+			return
+		}
+	}
+}
+
+// offer takes up a value from the strategy: it is put in force, has to prove
+// itself first, is refused, or is no change.
+func (c *connector) offer(w *watch, value string) {
+	c.mu.Lock()
+	cur, p := c.gen.Load(), c.probing
+	if cur != nil && cur.value == value {
+		c.probing = nil
+		c.mu.Unlock()
+		c.refused = ""
+		if p != nil {
+			p.cancel()
+		}
+		return
+	}
+	c.mu.Unlock()
+	if p != nil && p.g.value == value {
+		return
+	}
+	g, err := c.newGeneration(value)
+	if err != nil {
+		c.mu.Lock()
+		w.err = err
+		c.mu.Unlock()
+		return
+	}
+	if cur == nil || !c.probe {
+		c.publish(g, nil)
+		return
+	}
+	next := &probe{g: g}
+	next.ctx, next.cancel = context.WithCancel(c.ctx)
+	c.mu.Lock()
+	p, c.probing = c.probing, next
+	c.mu.Unlock()
+	if p != nil {
+		p.cancel()
+	}
+	c.background.Go(func() { c.prove(next) })
+}
+
+// newGeneration makes a generation of a value, unless the value is refused.
+func (c *connector) newGeneration(value string) (*generation, error) {
+	if value == "" {
+		c.refuse(value, "empty", nil)
+		return nil, fmt.Errorf("hotload: strategy %q delivered an empty connection string for %s", c.strategy, c.path)
+	}
+	g := &generation{c: c, value: value, gone: make(chan struct{}), conns: make(map[*serverConn]struct{})}
+	if d, ok := c.real.(driver.DriverContext); ok {
+		var err error
+		if g.connector, err = d.OpenConnector(value); err != nil {
+			c.refuse(value, "driver", err)
+			return nil, &refusedError{c.strategy, c.driver, c.path, err}
+		}
+	}
+	c.refused = ""
+	g.ctx, g.end = context.WithCancel(context.Background())
+	return g, nil
+}
+
+// refuse logs that a value is refused, once if it comes again.
+func (c *connector) refuse(value, reason string, err error) {
+	what := reason + " " + value
+	if c.refused != what {
+		c.refused = what
+		c.logger().Warn("hotload: value refused", slices.Concat([]any{"reason", reason}, describe(err))...)
+	}
+}
+
+// describe returns what may be logged of a driver's error, whose text may
+// quote the connection string.
+func describe(err error) (attrs []any) {
+	if err == nil {
+		return nil
+	}
+	attrs = append(attrs, "error_type", fmt.Sprintf("%T", err))
+	var state interface{ SQLState() string }
+	if errors.As(err, &state) {
+		attrs = append(attrs, "sqlstate", state.SQLState())
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		attrs = append(attrs, "errno", errno.Error())
+	}
+	return attrs
+}
+
+// A refusedError says that the driver refused the first value. Its text does
+// not include the driver's, which may quote the value.
+type refusedError struct {
+	strategy, driver, path string
+	err                    error
+}
+
+func (e *refusedError) Error() string {
+	return fmt.Sprintf("hotload: driver %q refused the connection string that strategy %q delivered for %s with a %T "+
+		"(unwrap it for its text, which may quote the string)", e.driver, e.strategy, e.path, e.err)
+}
+
+func (e *refusedError) Unwrap() error { return e.err }
+
+// publish puts a generation in force and retires the one before it. It drops
+// the generation if the connector is closed, or if the probe that it comes
+// from was overtaken by another value.
+func (c *connector) publish(g *generation, p *probe) {
+	c.mu.Lock()
+	if c.closed || c.probing != p {
+		c.mu.Unlock()
+		g.close()
+		return
+	}
+	old := c.gen.Load()
+	if g.number = 1; old != nil {
+		g.number = old.number + 1
+	}
+	c.probing = nil
+	c.gen.Store(g)
+	c.mu.Unlock()
+
+	closed, inUse := 0, 0
+	if old != nil {
+		old.end()
+		for _, s := range old.connections() {
+			if s.retire() {
+				closed++
+			} else {
+				inUse++
+			}
+		}
+	}
+	c.logger().Info("hotload: value accepted", "generation", g.number, "closed", closed, "in_use", inUse)
+	if old == nil {
+		return
+	}
+	old.settle(true)
+	switch {
+	case c.forceKill && c.grace > 0:
+		c.background.Go(func() { c.killLater(old) })
+	case c.forceKill:
+		old.kill()
+	}
+}
+
+// A generation is a value that was accepted, and what was opened with it.
+type generation struct {
+	c         *connector
+	number    int // counts the values put in force, from 1
+	value     string
+	connector driver.Connector // nil if the driver is no driver.DriverContext
+	ctx       context.Context  // ends when the generation is superseded
+	end       context.CancelFunc
+	gone      chan struct{} // closed when it is superseded and its last connection is gone
+
+	mu      sync.Mutex // guards the following fields
+	retired bool       // superseded, and that has been logged
+	conns   map[*serverConn]struct{}
+	dialing int             // calls of the driver's Open or Connect in progress
+	waiting []chan<- dialed // callers that wait for one, oldest first
+	spares  []*serverConn   // opened by an Open that its caller left, for the next caller
+}
+
+// dialed is what became of a dial.
+type dialed struct {
+	s   *serverConn
+	err error
+}
+
+// spareLife is how long a connection is kept whose caller has left. It serves
+// callers more impatient than the server is quick, and must not go stale.
+const spareLife = 10 * time.Second
+
+// dial opens a server connection, unless the caller's context ends or the
+// generation is superseded. The driver is called in a goroutine that the caller can
+// leave. An Open, which has no context, goes on then and serves the next
+// caller, so that there are never more of them than there were callers at a time.
+func (g *generation) dial(ctx context.Context) (*serverConn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(g.ctx, cancel)()
+	result := make(chan dialed, 1)
+
+	g.mu.Lock()
+	if last := len(g.spares) - 1; last >= 0 {
+		s := g.spares[last]
+		g.spares = g.spares[:last]
+		g.mu.Unlock()
+		return s, nil
+	}
+	g.waiting = append(g.waiting, result)
+	if g.connector != nil || g.dialing < len(g.waiting) {
+		g.dialing++
+		go g.open(ctx, result)
+	}
+	g.mu.Unlock()
+
+	select {
+	case d := <-result:
+		return d.s, d.err
+	case <-ctx.Done():
+	}
+	if g.connector != nil {
+		// A driver that heeds its context has an error of its own to return.
+		limit := time.NewTimer(patience)
+		defer limit.Stop()
+		select {
+		case d := <-result:
+			return d.s, d.err
+		case <-g.ctx.Done():
+		case <-limit.C:
+		}
+	}
+	g.mu.Lock()
+	i := slices.Index(g.waiting, result)
+	if i >= 0 {
+		g.waiting = slices.Delete(g.waiting, i, i+1)
+	}
+	g.mu.Unlock()
+	if i < 0 {
+		d := <-result
+		return d.s, d.err
+	}
+	return nil, ctx.Err()
+}
+
+// open calls the driver and hands what it returns to a caller: of a Connect to
+// the one whose context it has, of an Open to the one that has waited longest.
+func (g *generation) open(ctx context.Context, result chan<- dialed) {
+	ci, err := g.connect(ctx)
+	var s *serverConn
+	if err == nil {
+		s = &serverConn{gen: g, ci: ci, forced: g.c.forceKill, done: make(chan struct{})}
+	}
+	g.mu.Lock()
+	g.dialing--
+	if s != nil {
+		g.conns[s] = struct{}{}
+	}
+	if g.connector == nil && len(g.waiting) > 0 {
+		result = g.waiting[0]
+	}
+	i := slices.Index(g.waiting, result)
+	spare := i < 0 && s != nil && g.connector == nil
+	switch {
+	case i >= 0:
+		g.waiting = slices.Delete(g.waiting, i, i+1)
+		result <- dialed{s, err}
+	case spare:
+		g.spares = append(g.spares, s)
+	}
+	g.mu.Unlock()
+	switch {
+	case i >= 0:
+	case spare && g.ctx.Err() == nil && g.c.ctx.Err() == nil:
+		time.AfterFunc(spareLife, g.dropSpares)
+	case s != nil:
+		s.retire()
+	}
+	g.settle(false)
+}
+
+// connect calls the driver.
+func (g *generation) connect(ctx context.Context) (driver.Conn, error) {
+	if g.connector != nil {
+		return g.connector.Connect(ctx)
+	}
+	return g.c.real.Open(g.value)
+}
+
+// dropSpares closes the connections that are kept for no caller.
+func (g *generation) dropSpares() {
+	g.mu.Lock()
+	spares := g.spares
+	g.spares = nil
+	g.mu.Unlock()
+	for _, s := range spares {
+		s.retire()
+	}
+}
+
+func (g *generation) connections() []*serverConn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Collect(maps.Keys(g.conns))
+}
+
+// remove forgets a connection that is closed.
+func (g *generation) remove(s *serverConn) {
+	g.mu.Lock()
+	delete(g.conns, s)
+	g.mu.Unlock()
+	g.settle(false)
+}
+
+// settle ends the generation when nothing is left of it: it is superseded, its last
+// connection is closed, and no dial can bring another.
+func (g *generation) settle(retired bool) {
+	g.mu.Lock()
+	g.retired = g.retired || retired
+	gone := g.retired && g.dialing == 0 && len(g.conns) == 0
+	if gone {
+		select {
+		case <-g.gone:
+			gone = false
+		default:
+			close(g.gone)
+		}
+	}
+	g.mu.Unlock()
+	if gone {
+		g.close()
+		g.c.logger().Info("hotload: generation drained", "generation", g.number)
+	}
+}
+
+// close closes the driver's connector, which happens once: when the
+// generation has drained, or is in force at DB.Close, or never was in force.
+func (g *generation) close() error {
+	if c, ok := g.connector.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// A probe is a value that is put in force when it has proved itself.
+type probe struct {
+	g      *generation
+	ctx    context.Context // ends when another value comes
+	cancel context.CancelFunc
+}
+
+// A try may last as long as the limit, unless the driver ignores its context
+// or has none; the pause between two tries doubles from the least to the most.
+const (
+	probeLimit      = 10 * time.Second
+	leastProbePause = 250 * time.Millisecond
+	mostProbePause  = 5 * time.Second
+)
+
+// prove tries a value until a connection can be opened with it, and then puts
+// it in force. A failure is logged once for each reason.
+func (c *connector) prove(p *probe) {
+	defer p.cancel()
+	told := make(map[string]bool)
+	for pause := leastProbePause; ; pause = min(2*pause, mostProbePause) {
+		select {
+		case c.trying <- struct{}{}: // one at a time, even if a try of another value cannot be interrupted
+		case <-p.ctx.Done():
+			p.g.close()
+			return
+		}
+		err := p.g.try(p.ctx)
+		<-c.trying
+		if err == nil {
+			c.publish(p.g, p)
+			return
+		}
+		if p.ctx.Err() == nil {
+			attrs := describe(err)
+			if reason := fmt.Sprint(attrs...); !told[reason] {
+				told[reason] = true
+				c.logger().Warn("hotload: value refused", slices.Concat([]any{"reason", "probe"}, attrs)...)
+			}
+		}
+		select {
+		case <-time.After(pause):
+		case <-p.ctx.Done():
+		}
+	}
+}
+
+// try opens a connection, pings it if the driver can, and closes it.
+func (g *generation) try(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, probeLimit)
+	defer cancel()
+	ci, err := g.connect(ctx)
+	if err != nil {
+		return err
+	}
+	if pinger, ok := ci.(driver.Pinger); ok {
+		err = pinger.Ping(ctx)
+	}
+	ci.Close()
+	return err
+}
+
+// The states of a server connection. Who moves one out of clean owns it until
+// it is clean again; what is parked or killed is closed by who made it so.
+//
+//	state    meaning                                    becomes
+//	clean    nothing has run since it was opened or     inUse: an operation begins
+//	         taken from the pool                        held: see there
+//	                                                    parked: its generation is superseded
+//	inUse    something ran, no call is in progress      held: returned to the pool (IsValid)
+//	                                                    calling: a call begins (forceKill only)
+//	                                                    killed: forceKill
+//	held     owned for a moment that is no use:         clean, and parked if its generation was
+//	         ResetSession, IsValid, Stmt.Close on a     superseded meanwhile
+//	         pooled connection; never killed
+//	calling  a call is in progress, or Raw was called   inUse: the call returns
+//	                                                    held: returned to the pool after Raw
+//	                                                    killing: forceKill
+//	killing  killed, but the call is in progress yet    killed: it returns, or patience ends
+//	killed   ended; the proxy has to say so             parked: returned to the pool
+//	parked   detached; the proxy dials when next used   never
+//
+// In graceful mode the states with a call in progress do not occur. Closing
+// the proxy parks its server connection from whatever state.
+const (
+	clean int32 = iota
+	inUse
+	held
+	calling
+	killing
+	killed
+	parked
+)
+
+// A serverConn is a connection of the driver. The proxy that database/sql
+// holds is apart from it: a proxy outlives its server connection, and what is
+// done to a server connection that was retired cannot touch its successor.
+type serverConn struct {
+	gen    *generation
+	ci     driver.Conn
+	forced bool // forceKill
+	state  atomic.Int32
+	stmts  []*stmt       // open, and prepared here; used by the owner alone
+	done   chan struct{} // closed when ci.Close has returned
+	err    error         // what it returned; published by done
+
+	mu      sync.Mutex                // guards cancels
+	cancels []context.CancelCauseFunc // of the contexts that the driver holds; nil where free
+}
+
+// superseded reports whether another value is in force.
+func (s *serverConn) superseded() bool { return s.gen != s.gen.c.gen.Load() }
+
+// retire parks and closes the connection if it is clean.
+func (s *serverConn) retire() bool {
+	if !s.state.CompareAndSwap(clean, parked) {
+		return false
+	}
+	s.close()
+	return true
+}
+
+// release ends the moment for which the connection was held.
+func (s *serverConn) release() {
+	s.state.Store(clean)
+	if s.superseded() {
+		s.retire()
+	}
+}
+
+// close closes the driver's connection in the background, its prepared
+// statements first as database/sql does, so that nobody has to wait for it.
+// It is called by who parked or killed the connection, and so once.
+func (s *serverConn) close() {
+	go func() {
+		for _, st := range s.stmts {
+			st.si.Close()
+		}
+		s.err = s.ci.Close()
+		close(s.done)
+		s.gen.c.removeOrphan(s)
+		s.gen.remove(s)
+	}()
+}
+
+// awaitClose waits for the connection to be closed, for a while.
+func (s *serverConn) awaitClose(ctx context.Context) error {
+	select {
+	case <-s.done:
+		return nil
+	default:
+	}
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	select {
+	case <-s.done:
+	case <-limit.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// A conn is the proxy that database/sql holds as its driver.Conn: a place for
+// one server connection after another. As database/sql makes one call at a
+// time on it, its fields need no lock; the retiring of a generation works on
+// server connections, never on proxies.
+//
+// Its kinds differ in whether they have ExecContext and QueryContext: if the
+// driver has neither them nor their predecessors, database/sql must not find
+// them here, because it would convert the arguments before it learned that it
+// has to prepare a statement.
+type conn struct {
+	c     *connector
+	s     *serverConn
+	alone bool // opened by Driver.Open: closing it closes the connector
+
+	closed bool
+
+	// unchecked means that the arguments for the operation to come are as the
+	// program passed them: there was no connection to check them.
+	unchecked bool
+	// txCtx is BeginTx's, if the driver's connection is no SessionResetter or
+	// no Validator. As this one is both, database/sql keeps it when it rolls
+	// back because that context ended, when it would have closed the driver's.
+	txCtx context.Context
+}
+
+type (
+	execConn      struct{ conn }
+	queryConn     struct{ conn }
+	execQueryConn struct{ conn }
+)
+
+var (
+	_ driver.ConnPrepareContext = (*conn)(nil)
+	_ driver.ConnBeginTx        = (*conn)(nil)
+	_ driver.Pinger             = (*conn)(nil)
+	_ driver.NamedValueChecker  = (*conn)(nil)
+	_ driver.SessionResetter    = (*conn)(nil)
+	_ driver.Validator          = (*conn)(nil)
+	_ driver.ExecerContext      = (*execConn)(nil)
+	_ driver.QueryerContext     = (*queryConn)(nil)
+	_ driver.ExecerContext      = (*execQueryConn)(nil)
+	_ driver.QueryerContext     = (*execQueryConn)(nil)
+)
+
+func newConn(c *connector, s *serverConn, alone bool) driver.Conn {
+	p := conn{c: c, s: s, alone: alone}
+	_, exec := s.ci.(driver.ExecerContext)
+	if !exec {
+		_, exec = s.ci.(driver.Execer)
+	}
+	_, query := s.ci.(driver.QueryerContext)
+	if !query {
+		_, query = s.ci.(driver.Queryer)
+	}
+	switch {
+	case exec && query:
+		return &execQueryConn{p}
+	case exec:
+		return &execConn{p}
+	case query:
+		return &queryConn{p}
+	}
+	return &p
+}
+
+// take takes the server connection for an operation. It returns nil if the
+// proxy has none, or one that was killed.
+func (p *conn) take() *serverConn {
+	s := p.s
+	switch s.state.Load() {
+	case clean:
+		if !s.state.CompareAndSwap(clean, inUse) {
+			return nil
+		}
+		if s.superseded() {
+			// Nothing ran: move on to the value in force, even if the
+			// connection was killed this moment.
+			if s.state.Swap(parked) == inUse {
+				s.close()
+			}
+			return nil
+		}
+	case killing, killed, parked:
+		return nil
+	}
+	return s
+}
+
+// acquire takes the server connection, dialling if there is none, and begins a
+// call on it.
+func (p *conn) acquire(ctx context.Context) (*serverConn, error) {
+	for {
+		if s := p.take(); s != nil && s.enter() {
+			return s, nil
+		}
+		switch p.s.state.Load() {
+		case killing: // since a call of Raw, which has returned
+			p.s.leave(nil)
+			return nil, ErrKilled
+		case killed:
+			return nil, ErrKilled
+		}
+		if p.closed {
+			return nil, driver.ErrBadConn
+		}
+		if err := p.s.awaitClose(ctx); err != nil {
+			return nil, err
+		}
+		s, err := p.c.dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		p.s = s
+	}
+}
+
+// hold takes the server connection for a moment that is no use. It reports
+// false if there is none.
+func (p *conn) hold() bool {
+	for {
+		switch state := p.s.state.Load(); state {
+		case clean, inUse, calling:
+			if p.s.state.CompareAndSwap(state, held) {
+				return true
+			}
+		default:
+			return false
+		}
+	}
+}
+
+// ResetSession does nothing if the proxy is parked: its next server connection
+// will be a new one.
+func (p *conn) ResetSession(ctx context.Context) error {
+	s := p.s
+	r, ok := s.ci.(driver.SessionResetter)
+	if !ok || !p.hold() {
+		return nil
+	}
+	err := r.ResetSession(ctx)
+	s.release()
+	if s.state.Load() == parked {
+		return nil
+	}
+	return err
+}
+
+// IsValid tells that the connection is being returned to the pool. A server
+// connection whose generation is superseded leaves; the proxy stays.
+func (p *conn) IsValid() bool {
+	s, txCtx := p.s, p.txCtx
+	p.txCtx = nil
+	if !p.hold() {
+		if s.state.Swap(parked) == killing {
+			s.close()
+		}
+		return true
+	}
+	if !s.superseded() {
+		if txCtx != nil && txCtx.Err() != nil {
+			return false
+		}
+		if v, ok := s.ci.(driver.Validator); ok && !v.IsValid() {
+			return false
+		}
+	}
+	s.release()
+	return true
+}
+
+// Close waits for the driver's Close, but not for long, and not at all if the
+// connection's generation is superseded: database/sql may hold its lock.
+func (p *conn) Close() error {
+	p.closed = true
+	s := p.s
+	var err error
+	switch s.state.Swap(parked) {
+	case parked, killed:
+	default:
+		s.close()
+		if !s.superseded() {
+			s.awaitClose(context.Background())
+		}
+	}
+	select {
+	case <-s.done:
+		err = s.err
+	default:
+		p.c.addOrphan(s)
+	}
+	if p.alone {
+		err = errors.Join(err, p.c.Close())
+	}
+	return err
+}
+
+// Raw returns the driver's connection for use in the callback of sql.Conn.Raw;
+// nil if there is none and none can be opened.
+func (p *conn) Raw() driver.Conn {
+	s, err := p.acquire(context.Background())
+	if err != nil {
+		return nil
+	}
+	return s.ci // the call does not end here, but when the next one begins
+}
+
+func (p *conn) Ping(ctx context.Context) error {
+	k, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	if pinger, ok := k.s.ci.(driver.Pinger); ok {
+		err = pinger.Ping(k.ctx)
+	}
+	return k.end(err)
+}
+
+func (p *execConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	return p.exec(ctx, query, args)
+}
+
+func (p *execQueryConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	return p.exec(ctx, query, args)
+}
+
+func (p *queryConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	return p.query(ctx, query, args)
+}
+
+func (p *execQueryConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	return p.query(ctx, query, args)
+}
+
+func (p *conn) exec(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
+	k, err := p.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if args, err = p.checked(k.s, nil, args); err != nil {
+		return nil, k.end(err)
+	}
+	switch ci := k.s.ci.(type) {
+	case driver.ExecerContext:
+		res, err = ci.ExecContext(k.ctx, query, args)
+	case driver.Execer:
+		var values []driver.Value
+		if values, err = plain(k.ctx, args); err == nil {
+			res, err = ci.Exec(query, values)
+		}
+	default:
+		err = driver.ErrSkip
+	}
+	return res, k.end(err)
+}
+
+func (p *conn) query(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
+	k, err := p.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if args, err = p.checked(k.s, nil, args); err != nil {
+		return nil, k.end(err)
+	}
+	switch ci := k.s.ci.(type) {
+	case driver.QueryerContext:
+		rows, err = ci.QueryContext(k.ctx, query, args)
+	case driver.Queryer:
+		var values []driver.Value
+		if values, err = plain(k.ctx, args); err == nil {
+			rows, err = ci.Query(query, values)
+		}
+	default:
+		err = driver.ErrSkip
+	}
+	return k.rows(rows, err)
+}
+
+func (p *conn) Begin() (driver.Tx, error) {
+	return p.BeginTx(context.Background(), driver.TxOptions{})
+}
+
+func (p *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	k, err := p.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t, err := begin(k.ctx, k.s.ci, opts)
+	if err != nil {
+		return nil, k.end(err)
+	}
+	_, resets := k.s.ci.(driver.SessionResetter)
+	_, validates := k.s.ci.(driver.Validator)
+	if !resets || !validates {
+		p.txCtx = ctx
+	}
+	return k.tx(t), nil
+}
+
+func (p *conn) Prepare(query string) (driver.Stmt, error) {
+	return p.PrepareContext(context.Background(), query)
+}
+
+func (p *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	k, err := p.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	st := &stmt{p: p, query: query}
+	if err := k.end(st.prepare(k)); st.si == nil {
+		return nil, err
+	}
+	if _, ok := st.si.(driver.ColumnConverter); ok {
+		return &columnStmt{st}, nil
+	}
+	return st, nil
+}
+
+// CheckNamedValue has the driver's connection check an argument of the
+// operation to come. Without a connection it accepts the argument as it is:
+// there is no context to dial with.
+func (p *conn) CheckNamedValue(nv *driver.NamedValue) error {
+	s := p.take()
+	p.unchecked = s == nil
+	if s == nil || !s.enter() {
+		return nil
+	}
+	err := driver.ErrSkip
+	if checker, ok := s.ci.(driver.NamedValueChecker); ok {
+		err = checker.CheckNamedValue(nv)
+	}
+	s.leave(nil)
+	return err
+}
+
+// checked returns the arguments as database/sql would have converted them, had
+// there been a connection when it asked.
+func (p *conn) checked(s *serverConn, si driver.Stmt, args []driver.NamedValue) ([]driver.NamedValue, error) {
+	if !p.unchecked {
+		return args, nil
+	}
+	p.unchecked = false
+	return convert(s.ci, si, args)
+}
+
+// A stmt is a prepared statement of a proxy. It prepares itself again when the
+// proxy has another server connection than the one it was prepared on.
+type stmt struct {
+	p     *conn
+	query string
+	s     *serverConn // where si was prepared
+	si    driver.Stmt
+	index int // in s.stmts
+}
+
+// A columnStmt is a stmt of a driver whose statements are ColumnConverters.
+type columnStmt struct{ *stmt }
+
+var (
+	_ driver.StmtExecContext   = (*stmt)(nil)
+	_ driver.StmtQueryContext  = (*stmt)(nil)
+	_ driver.NamedValueChecker = (*stmt)(nil)
+	_ driver.ColumnConverter   = (*columnStmt)(nil)
+)
+
+// prepare prepares the statement in a call on a server connection.
+func (st *stmt) prepare(k call) error {
+	si, err := prepare(k.ctx, k.s.ci, st.query)
+	if err != nil {
+		return err
+	}
+	st.s, st.si, st.index = k.s, si, len(k.s.stmts)
+	k.s.stmts = append(k.s.stmts, st)
+	return nil
+}
+
+// Close closes the driver's statement, unless that was closed with its server
+// connection. It may come when the connection is back in the pool.
+func (st *stmt) Close() error {
+	s := st.s
+	if s != st.p.s {
+		return nil
+	}
+	switch {
+	case s.state.CompareAndSwap(clean, held):
+		err := st.close()
+		s.release()
+		return err
+	case s.state.Load() == parked || !s.enter():
+		return nil
+	}
+	return s.leave(st.close())
+}
+
+func (st *stmt) close() error {
+	open, last := st.s.stmts, len(st.s.stmts)-1
+	open[st.index], open[last].index = open[last], st.index
+	open[last] = nil
+	st.s.stmts = open[:last]
+	return st.si.Close()
+}
+
+// take takes the server connection for an operation of the statement; nil if
+// the statement is not prepared there.
+func (st *stmt) take() *serverConn {
+	s := st.p.take()
+	if s != st.s {
+		s = nil
+	}
+	st.p.unchecked = s == nil
+	if s == nil || !s.enter() {
+		return nil
+	}
+	return s
+}
+
+// NumInput returns -1, for unknown, if the statement has to be prepared again.
+// Then the arguments are counted when they are converted.
+func (st *stmt) NumInput() int {
+	s := st.take()
+	if s == nil {
+		return -1
+	}
+	n := st.si.NumInput()
+	s.leave(nil)
+	return n
+}
+
+func (st *stmt) CheckNamedValue(nv *driver.NamedValue) error {
+	s := st.take()
+	if s == nil {
+		return nil
+	}
+	checker, ok := st.si.(driver.NamedValueChecker)
+	if !ok {
+		checker, ok = s.ci.(driver.NamedValueChecker)
+	}
+	err := driver.ErrSkip
+	if ok {
+		err = checker.CheckNamedValue(nv)
+	}
+	s.leave(nil)
+	return err
+}
+
+func (st *columnStmt) ColumnConverter(i int) driver.ValueConverter {
+	if s := st.take(); s != nil {
+		defer s.leave(nil)
+		if cc, ok := st.si.(driver.ColumnConverter); ok {
+			return cc.ColumnConverter(i)
+		}
+	}
+	return driver.DefaultParameterConverter
+}
+
+func (st *stmt) Exec(args []driver.Value) (driver.Result, error) {
+	return st.ExecContext(context.Background(), named(args))
+}
+
+func (st *stmt) Query(args []driver.Value) (driver.Rows, error) {
+	return st.QueryContext(context.Background(), named(args))
+}
+
+func (st *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
+	k, args, err := st.begin(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	if si, ok := st.si.(driver.StmtExecContext); ok {
+		res, err = si.ExecContext(k.ctx, args)
+	} else {
+		var values []driver.Value
+		if values, err = plain(k.ctx, args); err == nil {
+			res, err = st.si.Exec(values)
+		}
+	}
+	return res, k.end(err)
+}
+
+func (st *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
+	k, args, err := st.begin(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	if si, ok := st.si.(driver.StmtQueryContext); ok {
+		rows, err = si.QueryContext(k.ctx, args)
+	} else {
+		var values []driver.Value
+		if values, err = plain(k.ctx, args); err == nil {
+			rows, err = st.si.Query(values)
+		}
+	}
+	return k.rows(rows, err)
+}
+
+// begin begins a call with the statement prepared and the arguments converted.
+func (st *stmt) begin(ctx context.Context, args []driver.NamedValue) (call, []driver.NamedValue, error) {
+	k, err := st.p.begin(ctx)
+	if err != nil {
+		return k, nil, err
+	}
+	if st.s != k.s {
+		err = st.prepare(k)
+	}
+	if err == nil {
+		args, err = st.p.checked(k.s, st.si, args)
+	}
+	if err != nil {
+		return k, nil, k.end(err)
+	}
+	return k, args, nil
+}
+
+// A call is one call of the driver, and its context. With forceKill that is
+// derived from the caller's and outlives the call while the driver may hold on
+// to it: until a transaction or rows end.
+type call struct {
+	s      *serverConn
+	ctx    context.Context
+	cancel context.CancelCauseFunc // nil in graceful mode
+	slot   int                     // of cancel in s.cancels
+}
+
+// begin takes the server connection and begins a call on it.
+func (p *conn) begin(ctx context.Context) (call, error) {
+	s, err := p.acquire(ctx)
+	if err != nil {
+		return call{}, err
+	}
+	k := call{s: s, ctx: ctx}
+	if s.forced {
+		k.ctx, k.cancel = context.WithCancelCause(ctx)
+		s.mu.Lock()
+		if k.slot = slices.IndexFunc(s.cancels, func(f context.CancelCauseFunc) bool { return f == nil }); k.slot < 0 {
+			k.slot = len(s.cancels)
+			s.cancels = append(s.cancels, nil)
+		}
+		s.cancels[k.slot] = k.cancel
+		s.mu.Unlock()
+		if s.state.Load() != calling {
+			k.cancel(ErrKilled) // killed before its context could be found
+		}
+	}
+	return k, nil
+}
+
+// end ends a call, and its context.
+func (k call) end(err error) error {
+	if k.cancel == nil {
+		return err
+	}
+	err = k.s.leave(err)
+	k.drop()
+	return err
+}
+
+// drop ends the call's context.
+func (k call) drop() {
+	k.s.mu.Lock()
+	k.s.cancels[k.slot] = nil
+	k.s.mu.Unlock()
+	k.cancel(nil)
+}
+
+// tx ends a call that returned a transaction.
+func (k call) tx(t driver.Tx) driver.Tx {
+	if k.cancel == nil {
+		return t
+	}
+	k.s.leave(nil)
+	return &tx{k, t}
+}
+
+// rows ends a call that returned rows.
+func (k call) rows(r driver.Rows, err error) (driver.Rows, error) {
+	if err != nil {
+		return nil, k.end(err)
+	}
+	if k.cancel == nil {
+		return r, nil
+	}
+	k.s.leave(nil)
+	return wrapRows(&rows{call: k, Rows: r}), nil
+}
+
+// enter begins a call of the driver. It reports false if the connection was
+// killed. Without forceKill there is nothing to do.
+func (s *serverConn) enter() bool {
+	return !s.forced || s.state.CompareAndSwap(inUse, calling) || s.state.Load() == calling
+}
+
+// leave ends a call of the driver. If it was killed, the connection is closed
+// and its error, if it failed, becomes one that database/sql does not take for
+// a reason to run the call again.
+func (s *serverConn) leave(err error) error {
+	if !s.forced || s.state.CompareAndSwap(calling, inUse) {
+		return err
+	}
+	if s.state.CompareAndSwap(killing, killed) {
+		s.close()
+	}
+	if err == nil || err == driver.ErrSkip {
+		return err
+	}
+	return &killedError{err}
+}
+
+// kill ends what is in use: it cancels the contexts that the driver holds and
+// closes the connection when the call in progress has returned, or when
+// patience with it ends. It reports false if nothing is in use.
+func (s *serverConn) kill() bool {
+	for {
+		switch s.state.Load() {
+		case inUse:
+			if s.state.CompareAndSwap(inUse, killed) {
+				s.cancelAll()
+				s.close()
+				return true
+			}
+		case calling:
+			if s.state.CompareAndSwap(calling, killing) {
+				s.cancelAll()
+				time.AfterFunc(patience, func() {
+					if s.state.CompareAndSwap(killing, killed) {
+						s.close()
+					}
+				})
+				return true
+			}
+		default:
+			return false
+		}
+	}
+}
+
+func (s *serverConn) cancelAll() {
+	s.mu.Lock()
+	cancels := slices.Clone(s.cancels)
+	s.mu.Unlock()
+	for _, cancel := range cancels {
+		if cancel != nil {
+			cancel(ErrKilled)
+		}
+	}
+}
+
+// kill ends what is in use on a superseded generation.
+func (g *generation) kill() {
+	n := 0
+	for _, s := range g.connections() {
+		if s.kill() {
+			n++
+		}
+	}
+	if n > 0 {
+		g.c.logger().Warn("hotload: connections killed", "generation", g.number, "killed", n)
+	}
+}
+
+// killLater kills what is in use on a superseded generation when its grace is
+// over. If its value is in force again by then, the grace begins anew when
+// that is superseded in its turn.
+func (c *connector) killLater(g *generation) {
+	for {
+		select {
+		case <-time.After(c.grace):
+		case <-g.gone:
+			return
+		case <-c.ctx.Done():
+			return
+		}
+		cur := c.gen.Load()
+		if cur.value != g.value {
+			g.kill()
+			return
+		}
+		select {
+		case <-cur.ctx.Done():
+		case <-g.gone:
+			return
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+// A killedError is the error of a call that was killed. It matches ErrKilled
+// and nothing else, but the driver's error can be had with errors.As.
+type killedError struct{ err error }
+
+func (e *killedError) Error() string        { return ErrKilled.Error() + ": " + e.err.Error() }
+func (e *killedError) Is(target error) bool { return target == ErrKilled }
+func (e *killedError) As(target any) bool   { return errors.As(e.err, target) }
+
+// A tx is a transaction that can be killed.
+type tx struct {
+	call
+	tx driver.Tx
+}
+
+func (t *tx) Commit() error {
+	if !t.s.enter() {
+		t.drop()
+		return ErrKilled
+	}
+	return t.end(t.tx.Commit())
+}
+
+func (t *tx) Rollback() error {
+	if !t.s.enter() {
+		t.drop()
+		return ErrKilled
+	}
+	return t.end(t.tx.Rollback())
+}
+
+// A rows is rows that can be killed. Where the driver's lack an optional
+// interface, it answers as database/sql would have.
+type rows struct {
+	call
+	driver.Rows
+	columns []string // as last seen: Rows.Scan may ask after the kill
+}
+
+var (
+	_ driver.RowsNextResultSet              = (*rows)(nil)
+	_ driver.RowsColumnTypeScanType         = (*rows)(nil)
+	_ driver.RowsColumnTypeDatabaseTypeName = (*rows)(nil)
+	_ driver.RowsColumnTypeLength           = (*rows)(nil)
+	_ driver.RowsColumnTypeNullable         = (*rows)(nil)
+	_ driver.RowsColumnTypePrecisionScale   = (*rows)(nil)
+)
+
+// wrapRows gives rows the optional interfaces that only a newer Go has.
+var wrapRows = func(r *rows) driver.Rows { return r }
+
+func (r *rows) Columns() []string {
+	if r.s.enter() {
+		r.columns = r.Rows.Columns()
+		r.s.leave(nil)
+	}
+	return r.columns
+}
+
+func (r *rows) Close() error {
+	if !r.s.enter() {
+		r.drop()
+		return ErrKilled
+	}
+	return r.end(r.Rows.Close())
+}
+
+func (r *rows) Next(dest []driver.Value) error {
+	if !r.s.enter() {
+		return ErrKilled
+	}
+	return r.s.leave(r.Rows.Next(dest))
+}
+
+func (r *rows) HasNextResultSet() bool {
+	sets, ok := r.Rows.(driver.RowsNextResultSet)
+	if !ok || !r.s.enter() {
+		return false
+	}
+	has := sets.HasNextResultSet()
+	r.s.leave(nil)
+	return has
+}
+
+func (r *rows) NextResultSet() error {
+	sets, ok := r.Rows.(driver.RowsNextResultSet)
+	if !ok {
+		return io.EOF
+	}
+	if !r.s.enter() {
+		return ErrKilled
+	}
+	return r.s.leave(sets.NextResultSet())
+}
+
+func (r *rows) ColumnTypeScanType(i int) reflect.Type {
+	if prop, ok := r.Rows.(driver.RowsColumnTypeScanType); ok && r.s.enter() {
+		defer r.s.leave(nil)
+		return prop.ColumnTypeScanType(i)
+	}
+	return reflect.TypeFor[any]()
+}
+
+func (r *rows) ColumnTypeDatabaseTypeName(i int) string {
+	if prop, ok := r.Rows.(driver.RowsColumnTypeDatabaseTypeName); ok && r.s.enter() {
+		defer r.s.leave(nil)
+		return prop.ColumnTypeDatabaseTypeName(i)
+	}
+	return ""
+}
+
+func (r *rows) ColumnTypeLength(i int) (length int64, ok bool) {
+	if prop, ok := r.Rows.(driver.RowsColumnTypeLength); ok && r.s.enter() {
+		defer r.s.leave(nil)
+		return prop.ColumnTypeLength(i)
+	}
+	return 0, false
+}
+
+func (r *rows) ColumnTypeNullable(i int) (nullable, ok bool) {
+	if prop, ok := r.Rows.(driver.RowsColumnTypeNullable); ok && r.s.enter() {
+		defer r.s.leave(nil)
+		return prop.ColumnTypeNullable(i)
+	}
+	return false, false
+}
+
+func (r *rows) ColumnTypePrecisionScale(i int) (precision, scale int64, ok bool) {
+	if prop, ok := r.Rows.(driver.RowsColumnTypePrecisionScale); ok && r.s.enter() {
+		defer r.s.leave(nil)
+		return prop.ColumnTypePrecisionScale(i)
+	}
+	return 0, 0, false
+}
+
+// What follows does for a driver's connection what database/sql would have
+// done, had it held that connection itself: ctxutil.go and convert.go there.
+
+// prepare is ctxDriverPrepare.
+func prepare(ctx context.Context, ci driver.Conn, query string) (driver.Stmt, error) {
+	if c, ok := ci.(driver.ConnPrepareContext); ok {
+		return c.PrepareContext(ctx, query)
+	}
+	si, err := ci.Prepare(query)
+	if err == nil && ctx.Err() != nil {
+		si.Close()
+		return nil, ctx.Err()
+	}
+	return si, err
+}
+
+// begin is ctxDriverBegin.
+func begin(ctx context.Context, ci driver.Conn, opts driver.TxOptions) (driver.Tx, error) {
+	if c, ok := ci.(driver.ConnBeginTx); ok {
+		return c.BeginTx(ctx, opts)
+	}
+	if sql.IsolationLevel(opts.Isolation) != sql.LevelDefault {
+		return nil, errors.New("sql: driver does not support non-default isolation level")
+	}
+	if opts.ReadOnly {
+		return nil, errors.New("sql: driver does not support read-only transactions")
+	}
+	t, err := ci.Begin()
+	if err == nil && ctx.Err() != nil {
+		t.Rollback()
+		return nil, ctx.Err()
+	}
+	return t, err
+}
+
+// plain prepares a call of a method that has no context and takes no names.
+func plain(ctx context.Context, args []driver.NamedValue) ([]driver.Value, error) {
+	values := make([]driver.Value, len(args))
+	for i, arg := range args {
+		if arg.Name != "" {
+			return nil, errors.New("sql: driver does not support the use of Named Parameters")
+		}
+		values[i] = arg.Value
+	}
+	return values, ctx.Err()
+}
+
+// named is the reverse of plain.
+func named(values []driver.Value) []driver.NamedValue {
+	args := make([]driver.NamedValue, len(values))
+	for i, v := range values {
+		args[i] = driver.NamedValue{Ordinal: i + 1, Value: v}
+	}
+	return args
+}
+
+// convert is driverArgsConnLocked: it asks the statement or else the
+// connection, then the column, and then database/sql's default.
+func convert(ci driver.Conn, si driver.Stmt, raw []driver.NamedValue) ([]driver.NamedValue, error) {
+	want := -1
+	if si != nil {
+		want = si.NumInput()
+	}
+	checker, ok := si.(driver.NamedValueChecker)
+	if !ok {
+		checker, _ = ci.(driver.NamedValueChecker)
+	}
+	columns, _ := si.(driver.ColumnConverter)
+	args := make([]driver.NamedValue, 0, len(raw))
+	for _, arg := range raw {
+		arg.Ordinal = len(args) + 1
+		err := driver.ErrSkip
+		if checker != nil {
+			err = checker.CheckNamedValue(&arg)
+		}
+		if err == driver.ErrSkip && columns != nil {
+			err = convertColumn(columns, want, &arg)
+		}
+		if err == driver.ErrSkip {
+			arg.Value, err = driver.DefaultParameterConverter.ConvertValue(arg.Value)
+		}
+		if err == driver.ErrRemoveArgument {
+			continue
+		}
+		if err != nil {
+			what := fmt.Sprintf("$%d", arg.Ordinal)
+			if arg.Name != "" {
+				what = fmt.Sprintf("with name %q", arg.Name)
+			}
+			return nil, fmt.Errorf("sql: converting argument %s type: %w", what, err)
+		}
+		args = append(args, arg)
+	}
+	if want != -1 && len(args) != want {
+		return nil, fmt.Errorf("sql: expected %d arguments, got %d", want, len(args))
+	}
+	return args, nil
+}
+
+// convertColumn is ccChecker.
+func convertColumn(columns driver.ColumnConverter, want int, arg *driver.NamedValue) error {
+	i := arg.Ordinal - 1
+	if want >= 0 && want <= i {
+		return nil
+	}
+	if valuer, ok := arg.Value.(driver.Valuer); ok {
+		value, err := callValuer(valuer)
+		if err != nil {
+			return err
+		}
+		if !driver.IsValue(value) {
+			return fmt.Errorf("non-subset type %T returned from Value", value)
+		}
+		arg.Value = value
+	}
+	var err error
+	from := arg.Value
+	if arg.Value, err = columns.ColumnConverter(i).ConvertValue(from); err != nil {
+		return err
+	}
+	if !driver.IsValue(arg.Value) {
+		return fmt.Errorf("driver ColumnConverter error converted %T to unsupported type %T", from, arg.Value)
+	}
+	return nil
+}
+
+// callValuer is callValuerValue: a nil pointer whose type has Value by way of
+// what it points to stands for NULL.
+func callValuer(v driver.Valuer) (driver.Value, error) {
+	if rv := reflect.ValueOf(v); rv.Kind() == reflect.Pointer && rv.IsNil() && rv.Type().Elem().Implements(reflect.TypeFor[driver.Valuer]()) {
+		return nil, nil
+	}
+	return v.Value()
+}

@@ -1,0 +1,148 @@
+package hotload_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+var stormTime = flag.Duration("storm", 300*time.Millisecond, "how long each storm of changes lasts")
+
+// A storm changes the value again and again under a load of operations, and
+// checks what they run on.
+type storm struct {
+	t       *testing.T
+	db      *sql.DB
+	applied atomic.Int64 // the number of the value that is in force for sure
+	ops     atomic.Int64
+	failed  atomic.Int64
+	stale   atomic.Int64
+}
+
+// op runs an operation that returns the value it ran on.
+func (s *storm) op(what string, f func() (string, error)) {
+	before := s.applied.Load()
+	value, err := f()
+	s.ops.Add(1)
+	if err != nil {
+		s.failed.Add(1)
+		s.t.Errorf("%s: %v", what, err)
+		return
+	}
+	if n, err := strconv.ParseInt(value, 10, 64); err != nil || n < before {
+		s.stale.Add(1)
+		s.t.Errorf("%s: ran on value %q when %d was in force", what, value, before)
+	}
+}
+
+// workers are the kinds of load: what each does once.
+var workers = []struct {
+	name string
+	work func(s *storm, stmt *sql.Stmt)
+}{
+	{"query", func(s *storm, _ *sql.Stmt) {
+		s.op("query", func() (v string, err error) {
+			return v, s.db.QueryRow("ask", 1, special{"x"}).Scan(&v)
+		})
+	}},
+	{"transaction", func(s *storm, _ *sql.Stmt) {
+		s.op("transaction", func() (v string, err error) {
+			tx, err := s.db.Begin()
+			if err != nil {
+				return "", err
+			}
+			defer tx.Rollback()
+			if err := tx.QueryRow("ask", special{"x"}).Scan(&v); err != nil {
+				return "", err
+			}
+			if _, err := tx.Exec("insert", 1); err != nil {
+				return "", err
+			}
+			return v, tx.Commit()
+		})
+	}},
+	{"conn", func(s *storm, _ *sql.Stmt) {
+		conn, err := s.db.Conn(s.t.Context())
+		if err != nil {
+			s.failed.Add(1)
+			s.t.Errorf("conn: %v", err)
+			return
+		}
+		defer conn.Close()
+		time.Sleep(rand.N(2 * time.Millisecond)) // the first use comes later
+		s.op("conn", func() (v string, err error) {
+			return v, conn.QueryRowContext(s.t.Context(), "ask", special{"x"}).Scan(&v)
+		})
+	}},
+	{"exec", func(s *storm, _ *sql.Stmt) {
+		s.op("exec", func() (string, error) {
+			_, err := s.db.Exec("insert", "a", special{"x"})
+			return "1000000", err
+		})
+	}},
+	{"statement", func(s *storm, stmt *sql.Stmt) {
+		s.op("statement", func() (v string, err error) {
+			return v, stmt.QueryRow(special{"x"}, 2).Scan(&v)
+		})
+	}},
+}
+
+// TestStorm proves G1, G3 and G7 together: no operation fails, none runs on an
+// older value than was in force when it began, and each superseded connection
+// is closed once.
+func TestStorm(t *testing.T) {
+	for _, maxOpen := range []int{1, 2, 8, 0} {
+		for _, withContext := range []bool{false, true} {
+			t.Run(fmt.Sprintf("max=%d,DriverContext=%t", maxOpen, withContext), func(t *testing.T) {
+				f := newFake(t)
+				var d driver.Driver = f
+				if withContext {
+					d = ctxFake{f}
+				}
+				src := newSource("1")
+				s := &storm{t: t, db: open(t, d, src, "")}
+				s.db.SetMaxOpenConns(maxOpen)
+				s.db.SetMaxIdleConns(4)
+				stmt, err := s.db.Prepare("ask ? ?")
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, stop := context.WithTimeout(t.Context(), *stormTime)
+				defer stop()
+				var wg sync.WaitGroup
+				for range 3 {
+					for _, w := range workers {
+						wg.Go(func() {
+							for ctx.Err() == nil {
+								w.work(s, stmt)
+							}
+						})
+					}
+				}
+				changes := 0
+				for ; ctx.Err() == nil; changes++ {
+					src.set(strconv.Itoa(changes + 2))
+					s.applied.Store(int64(changes + 2))
+					time.Sleep(rand.N(3 * time.Millisecond))
+				}
+				wg.Wait()
+				stmt.Close()
+				s.db.Close()
+				await(t, "every connection is closed", func() bool { return len(f.live()) == 0 })
+				t.Logf("%d operations, %d changes, %d failed, %d stale, %d connections",
+					s.ops.Load(), changes, s.failed.Load(), s.stale.Load(), f.opened.Load())
+				if s.ops.Load() == 0 || changes == 0 {
+					t.Error("the storm did not happen")
+				}
+			})
+		}
+	}
+}
