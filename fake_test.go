@@ -461,10 +461,17 @@ func (l *logs) String() string {
 	return l.buf.String()
 }
 
-// count counts the lines that contain all of the parts.
+// count counts the lines that contain all of the parts: attributes, such as
+// generation=1, and parts of the message.
 func (l *logs) count(parts ...string) (n int) {
 	for line := range strings.Lines(l.String()) {
-		if !slices.ContainsFunc(parts, func(part string) bool { return !strings.Contains(line, part) }) {
+		line = strings.ReplaceAll(line, "\n", " ")
+		if !slices.ContainsFunc(parts, func(part string) bool {
+			if strings.Contains(part, "=") {
+				part = " " + part + " "
+			}
+			return !strings.Contains(" "+line, part)
+		}) {
 			n++
 		}
 	}

@@ -1,0 +1,1136 @@
+package hotload_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/infobloxopen/hotload"
+)
+
+// Data source names that every test may use.
+func init() {
+	hotload.Register("fake", newFake(nil))
+	hotload.RegisterStrategy("memory", newSource("1"))
+}
+
+var dataSourceNames = []struct {
+	name string
+	dsn  string
+	bad  []string // parts of the error; none if the name is good
+}{
+	{"good", "memory://fake/path", nil},
+	{"good without a path", "memory://fake", nil},
+	{"good with options of the strategy", "memory://fake/a/b%20c?poll=1s&forceKill=30s&probe=true", nil},
+	{"good scheme in capitals", "MEMORY://fake/path", nil},
+	{"forceKill=true", "memory://fake/p?forceKill=true", nil},
+	{"forceKill=false", "memory://fake/p?forceKill=false", nil},
+	{"probe=false", "memory://fake/p?probe=false", nil},
+	{"empty: checked when used", "", nil},
+	{"no strategy", "S3CRET", []string{"no strategy", "strategy://driver/path"}},
+	{"empty strategy", "://fake/S3CRET", []string{"no strategy", "strategy://driver/path"}},
+	{"key=value", "user=me password=S3CRET", []string{"no strategy"}},
+	{"key=value with a URL in it", "password=S3CRET application_name=http://x", []string{"not a valid URL"}},
+	{"opaque", "memory:fake://S3CRET", []string{"no strategy"}},
+	{"MySQL", "root:S3CRET@tcp(127.0.0.1:3306)/db", []string{"no strategy"}},
+	{"no driver", "memory:///S3CRET", []string{"names no driver"}},
+	{"user information", "memory://me:S3CRET@fake/path", []string{"user information"}},
+	{"user name", "memory://S3CRET@fake/path", []string{"user information"}},
+	{"port", "memory://fake:5432/path", []string{"port"}},
+	{"empty port", "memory://fake:/path", []string{"port"}},
+	{"fragment", "memory://fake/path#S3CRET", []string{"fragment", "%23"}},
+	{"empty fragment", "memory://fake/path#", []string{"fragment"}},
+	{"escape in the path", "memory://fake/S3CRET%zz", []string{"not a valid URL"}},
+	{"escape in the options", "memory://fake/path?S3CRET=%zz", []string{"options", "percent-encoded"}},
+	{"semicolon in the options", "memory://fake/path?a=S3CRET;b=1", []string{"options"}},
+	{"unknown strategy", "fsnotifi://fake/S3CRET", []string{`unknown strategy "fsnotifi"`, "memory", "forgotten import", "hotload/fsnotify"}},
+	{"unknown driver", "memory://postgrs/S3CRET", []string{`unknown driver "postgrs"`, "fake", "forgotten import", "hotload.Register"}},
+	{"forceKill not understood", "memory://fake/p?forceKill=S3CRET", []string{"forceKill", "true, false or a positive duration"}},
+	{"forceKill empty", "memory://fake/p?forceKill=", []string{"forceKill"}},
+	{"forceKill without unit", "memory://fake/p?forceKill=30", []string{"forceKill"}},
+	{"forceKill zero", "memory://fake/p?forceKill=0s", []string{"forceKill"}},
+	{"forceKill negative", "memory://fake/p?forceKill=-1s", []string{"forceKill"}},
+	{"forceKill twice", "memory://fake/p?forceKill=true&forceKill=true", []string{"forceKill", "2 times"}},
+	{"probe not understood", "memory://fake/p?probe=1", []string{"probe", "true or false"}},
+	{"probe twice", "memory://fake/p?probe=true&probe=S3CRET", []string{"probe", "2 times"}},
+}
+
+func TestDataSourceName(t *testing.T) {
+	for _, tt := range dataSourceNames {
+		t.Run(tt.name, func(t *testing.T) {
+			db, err := sql.Open("hotload", tt.dsn)
+			if err == nil {
+				db.Close()
+			}
+			if (err != nil) != (tt.bad != nil) {
+				t.Fatalf("Open: %v", err)
+			}
+			for _, part := range tt.bad {
+				if text := err.Error(); !strings.HasPrefix(text, "hotload: ") || !strings.Contains(text, part) || strings.Contains(text, "S3CRET") {
+					t.Errorf("error %q: want it to begin with hotload: and say %q", text, part)
+				}
+			}
+		})
+	}
+}
+
+func FuzzDataSourceName(f *testing.F) {
+	for _, tt := range dataSourceNames {
+		f.Add(tt.dsn)
+	}
+	f.Fuzz(func(t *testing.T, dsn string) {
+		db, err := sql.Open("hotload", dsn)
+		if err != nil {
+			if !strings.HasPrefix(err.Error(), "hotload: ") {
+				t.Errorf("error %q does not begin with hotload:", err)
+			}
+			return
+		}
+		defer db.Close()
+		if u, err := url.Parse(dsn); dsn != "" && (err != nil || u.Scheme != "memory" || u.Host != "fake" || u.User != nil || u.Fragment != "") {
+			t.Errorf("accepted %q", dsn)
+		}
+	})
+}
+
+// TestOptions checks what reaches the strategy.
+func TestOptions(t *testing.T) {
+	type watched struct {
+		path    string
+		options url.Values
+	}
+	got := make(chan watched, 1)
+	strategy := watchFunc(func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+		got <- watched{pth, options}
+		return "1", nil, nil
+	})
+	db, err := sql.Open("hotload", register(newFake(t), strategy)+"/b%20c%2Fd?poll=1s&forceKill=30s&x=1&x=2&probe=true&forcekill=true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	ask(t, db)
+	want := watched{"/path/b c/d", url.Values{"poll": {"1s"}, "x": {"1", "2"}, "forcekill": {"true"}}}
+	if have := <-got; !reflect.DeepEqual(have, want) {
+		t.Errorf("Watch: have %v, want %v", have, want)
+	}
+}
+
+func TestRegisterPanics(t *testing.T) {
+	register := func(name string) { hotload.Register(name, newFake(t)) }
+	strategy := func(name string) { hotload.RegisterStrategy(name, newSource("")) }
+	for _, tt := range []struct {
+		name string
+		call func()
+	}{
+		{"driver nil", func() { hotload.Register("nil", nil) }},
+		{"driver twice", func() { register("fake") }},
+		{"driver without a name", func() { register("") }},
+		{"driver with a port", func() { register("a:1") }},
+		{"driver with a slash", func() { register("a/b") }},
+		{"driver with a space", func() { register("a b") }},
+		{"driver with user information", func() { register("a@b") }},
+		{"driver with a question mark", func() { register("a?b") }},
+		{"driver with an escape", func() { register("a%41") }},
+		{"strategy nil", func() { hotload.RegisterStrategy("nil", nil) }},
+		{"strategy twice", func() { strategy("memory") }},
+		{"strategy without a name", func() { strategy("") }},
+		{"strategy in capitals", func() { strategy("Memory") }},
+		{"strategy with an underscore", func() { strategy("a_b") }},
+		{"strategy with a digit first", func() { strategy("1a") }},
+		{"strategy with a colon", func() { strategy("a:b") }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			defer func() {
+				if text, _ := recover().(string); !strings.HasPrefix(text, "hotload: Register") {
+					t.Errorf("panic: have %q, want one that begins with hotload: Register", text)
+				}
+			}()
+			tt.call()
+		})
+	}
+}
+
+// A gate lets nobody pass until it is opened; arrived tells who came.
+type gate struct {
+	arrived chan struct{}
+	open    chan struct{}
+}
+
+func newGate() *gate { return &gate{make(chan struct{}, 1000), make(chan struct{})} }
+
+func (g *gate) pass() {
+	g.arrived <- struct{}{}
+	<-g.open
+}
+
+func TestFirstConnect(t *testing.T) {
+	t.Run("nothing is started before", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		open(t, f, src, "").Close()
+		want(t, "watches", src.watches.Load(), 0)
+	})
+	t.Run("is shared, each caller with its own deadline", func(t *testing.T) {
+		g := newGate()
+		var watches atomic.Int32
+		db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
+			watches.Add(1)
+			g.pass()
+			return "1", make(chan string), nil
+		}), "")
+		answers := make(chan error)
+		for range 5 {
+			go func() { answers <- db.Ping() }()
+		}
+		<-g.arrived
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if err := db.PingContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("ping with a deadline: %v", err)
+		}
+		close(g.open)
+		for range 5 {
+			if err := receive(t, "ping", answers); err != nil {
+				t.Errorf("ping: %v", err)
+			}
+		}
+		want(t, "watches", watches.Load(), 1)
+	})
+	t.Run("a Watch that fails is the operation's error, and the next one tries again", func(t *testing.T) {
+		errWatch := errors.New("no such thing")
+		src := newSource("1")
+		var watches int
+		db := open(t, newFake(t), watchFunc(func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+			if watches++; watches < 3 {
+				return "", nil, errWatch
+			}
+			return src.Watch(ctx, pth, options)
+		}), "")
+		for range 2 {
+			if err := db.Ping(); err != errWatch {
+				t.Errorf("ping: have %v, want %v", err, errWatch)
+			}
+		}
+		want(t, "value", ask(t, db), "1")
+		want(t, "watches", watches, 3)
+	})
+	for _, tt := range []struct{ name, value string }{
+		{"an empty value is its error", ""},
+		{"a refused value is its error", "bad S3CRET"},
+	} {
+		t.Run(tt.name+", and the next value can be good", func(t *testing.T) {
+			src := newSource(tt.value)
+			db := open(t, ctxFake{newFake(t)}, src, "")
+			for range 2 {
+				err := db.Ping()
+				if err == nil || !strings.HasPrefix(err.Error(), "hotload: ") || strings.Contains(err.Error(), "S3CRET") {
+					t.Errorf("ping: %v", err)
+				}
+				if inner := errors.Unwrap(err); (inner != nil) != (tt.value != "") {
+					t.Errorf("the driver's error: %v", inner)
+				}
+			}
+			src.set("2")
+			want(t, "value", ask(t, db), "2")
+			want(t, "watches", src.watches.Load(), 1)
+		})
+	}
+}
+
+func TestValues(t *testing.T) {
+	log := collect(t)
+	f, src := newFake(t), newSource("1")
+	db := open(t, ctxFake{f}, src, "")
+	want(t, "value", ask(t, db), "1")
+	for _, tt := range []struct {
+		set, want string
+		opened    int64
+		logged    []string
+	}{
+		{"1", "1", 1, nil},
+		{"", "1", 1, []string{"hotload: value refused", "reason=empty"}},
+		{"bad S3CRET", "1", 1, []string{"hotload: value refused", "reason=driver", "error_type=*errors.errorString"}},
+		{"2", "2", 2, []string{"hotload: value accepted", "generation=2", "closed=1", "in_use=0"}},
+		{"2", "2", 2, nil},
+		{"1", "1", 3, []string{"hotload: value accepted", "generation=3", "closed=1", "in_use=0"}},
+	} {
+		before := log.count("accepted") + log.count("refused")
+		src.set(tt.set)
+		want(t, "value", ask(t, db), tt.want)
+		want(t, "connections opened", f.opened.Load(), tt.opened)
+		more := 0
+		if tt.logged != nil {
+			more = 1
+			want(t, "lines with "+strings.Join(tt.logged, " "), log.count(tt.logged...), 1)
+		}
+		want(t, "lines logged", log.count("accepted")+log.count("refused"), before+more)
+	}
+	if strings.Contains(log.String(), "S3CRET") {
+		t.Errorf("a value is logged:\n%s", log)
+	}
+}
+
+// TestWatchAgain checks the pauses before Watch is called again.
+func TestWatchAgain(t *testing.T) {
+	log := collect(t)
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		type watch struct {
+			after time.Duration // since the one before it
+			value chan string
+		}
+		watches := make(chan watch)
+		var failing atomic.Bool
+		db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
+			w := watch{time.Since(began), make(chan string)}
+			began = time.Now()
+			if ctx.Err() != nil {
+				return "", nil, ctx.Err()
+			}
+			watches <- w
+			if failing.Load() {
+				return "", nil, errors.New("lost")
+			}
+			return fmt.Sprint(w.after), w.value, nil
+		}), "")
+		go db.Ping()
+		w := <-watches
+		for _, tt := range []struct {
+			lasts time.Duration
+			fail  bool
+			want  time.Duration
+		}{
+			{0, false, 100 * time.Millisecond},
+			{time.Second, false, 200 * time.Millisecond},
+			{0, true, 400 * time.Millisecond},
+			{0, false, 800 * time.Millisecond},
+			{0, false, 1600 * time.Millisecond},
+			{0, false, 3200 * time.Millisecond},
+			{0, false, 6400 * time.Millisecond},
+			{0, false, 12800 * time.Millisecond},
+			{0, false, 25600 * time.Millisecond},
+			{0, false, 30 * time.Second},
+			{30 * time.Second, false, 30 * time.Second},
+			{30*time.Second + time.Millisecond, false, 100 * time.Millisecond},
+			{0, false, 200 * time.Millisecond},
+		} {
+			time.Sleep(tt.lasts)
+			synctest.Wait()
+			if !failing.Load() {
+				close(w.value)
+			}
+			failing.Store(tt.fail)
+			w = <-watches
+			want(t, "time since the last Watch", w.after, tt.lasts+tt.want)
+			synctest.Wait()
+		}
+		// The last value stays in force meanwhile; that of a new watch is taken up.
+		want(t, "value", ask(t, db), "200ms")
+		db.Close()
+	})
+	want(t, "watches lost", log.count("level=WARN", "hotload: watch lost"), 12)
+	want(t, "watches regained", log.count("hotload: watch regained"), 12)
+}
+
+// TestIdle proves that connections not in use close at the change, without
+// traffic, and that one that is slow to close holds up nothing.
+func TestIdle(t *testing.T) {
+	log := collect(t)
+	f, src := newFake(t), newSource("1")
+	g := newGate()
+	f.onClose = func(c *fakeConn) {
+		if c.value == "1" {
+			g.pass()
+		}
+	}
+	db := open(t, f, src, "")
+	db.SetMaxIdleConns(10)
+	var conns []*sql.Conn
+	for range 10 {
+		conn, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	for _, conn := range conns[:8] { // the last two have not been used, nor returned
+		if err := conn.PingContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+	src.set("2")
+	for range 10 {
+		receive(t, "Close of a connection", g.arrived)
+	}
+	want(t, "accepted", log.count("hotload: value accepted", "generation=2", "closed=10", "in_use=0"), 1)
+	src.set("3")
+	want(t, "drained", log.count("hotload: generation drained", "generation=1"), 0)
+	want(t, "value of a connection not used yet", ask(t, conns[8]), "3")
+	close(g.open)
+	await(t, "generation 1 drained", func() bool { return log.count("hotload: generation drained", "generation=1") == 1 })
+	want(t, "value", ask(t, db), "3")
+	want(t, "drained", log.count("hotload: generation drained", "generation=2"), 1)
+}
+
+// TestInUse proves that what is in use lives through ten changes on its own
+// connection, and that the connection closes when it is returned.
+func TestInUse(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		use  func(t *testing.T, db *sql.DB, change func()) // calls change in the middle of the use
+	}{
+		{"statement", func(t *testing.T, db *sql.DB, change func()) {
+			if _, err := db.Exec("change"); err != nil { // the fake calls change
+				t.Error(err)
+			}
+		}},
+		{"rows", func(t *testing.T, db *sql.DB, change func()) {
+			rows, err := db.Query("ask")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer rows.Close()
+			for n := 0; ; n++ {
+				if n == 1 {
+					change()
+				}
+				if !rows.Next() {
+					want(t, "rows", n, 3)
+					break
+				}
+				var value string
+				rows.Scan(&value)
+				want(t, "value", value, "0")
+			}
+			if err := rows.Err(); err != nil {
+				t.Error(err)
+			}
+		}},
+		{"transaction", func(t *testing.T, db *sql.DB, change func()) {
+			tx, err := db.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			change()
+			want(t, "value", ask(t, tx), "0")
+			if err := tx.Commit(); err != nil {
+				t.Error(err)
+			}
+		}},
+		{"conn", func(t *testing.T, db *sql.DB, change func()) {
+			conn, err := db.Conn(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			want(t, "value", ask(t, conn), "0")
+			change()
+			want(t, "value", ask(t, conn), "0")
+			stmt, err := conn.PrepareContext(t.Context(), "ask")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stmt.Close()
+			change()
+			var value string
+			if err := stmt.QueryRow().Scan(&value); err != nil {
+				t.Error(err)
+			}
+			want(t, "value", value, "0")
+		}},
+		{"conn used through Raw", func(t *testing.T, db *sql.DB, change func()) {
+			conn, err := db.Conn(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.Raw(func(c any) error {
+				if raw := c.(interface{ Raw() driver.Conn }).Raw().(*fakeConn); raw.value != "0" {
+					t.Errorf("value: %s", raw.value)
+				}
+				return nil
+			})
+			change()
+			want(t, "value", ask(t, conn), "0")
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			log := collect(t)
+			f, src := newFake(t), newSource("0")
+			f.rowCount = 3
+			changes := 0
+			change := func() {
+				for range 10 {
+					changes++
+					src.set(strconv.Itoa(changes))
+				}
+				want(t, "connections on the first value", f.liveOn("0"), 1)
+			}
+			f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
+				if call == "Exec change" {
+					change()
+				}
+				return nil
+			}
+			db := open(t, f, src, "")
+			tt.use(t, db, change)
+			want(t, "accepted", log.count("hotload: value accepted", "generation=2", "closed=0", "in_use=1"), 1)
+			await(t, "generation 1 drained", func() bool { return log.count("hotload: generation drained", "generation=1") == 1 })
+			want(t, "connections on the first value", f.liveOn("0"), 0)
+			want(t, "value", ask(t, db), strconv.Itoa(changes))
+		})
+	}
+}
+
+// drivers are the two ways to open a connection.
+func eachDriver(t *testing.T, test func(t *testing.T, f *fake, d driver.Driver)) {
+	f := newFake(t)
+	t.Run("with DriverContext", func(t *testing.T) { test(t, f, ctxFake{f}) })
+	f = newFake(t)
+	t.Run("without DriverContext", func(t *testing.T) { test(t, f, f) })
+}
+
+func TestDial(t *testing.T) {
+	// hang makes dials to a value hang, and deaf to their context.
+	hang := func(f *fake, value string) *gate {
+		g := newGate()
+		f.onOpen = func(_ context.Context, v string) error {
+			if v == value {
+				g.pass()
+			}
+			return nil
+		}
+		return g
+	}
+	t.Run("hung: moves to the new value, and what completes late is closed", func(t *testing.T) {
+		eachDriver(t, func(t *testing.T, f *fake, d driver.Driver) {
+			log := collect(t)
+			src := newSource("1")
+			g := hang(f, "1")
+			db := open(t, d, src, "")
+			answers := make(chan string)
+			for range 3 {
+				go func() { answers <- ask(t, db) }()
+			}
+			for range 3 {
+				receive(t, "dial", g.arrived)
+			}
+			src.set("2")
+			for range 3 {
+				want(t, "value", receive(t, "query", answers), "2")
+			}
+			want(t, "generation 1 drained", log.count("hotload: generation drained"), 0)
+			close(g.open)
+			await(t, "generation 1 drained", func() bool { return log.count("hotload: generation drained", "generation=1") == 1 })
+			want(t, "connections on the old value", f.liveOn("1"), 0)
+			want(t, "value", ask(t, db), "2")
+		})
+	})
+	t.Run("hung: honours its caller's deadline, and holds up no other pool", func(t *testing.T) {
+		eachDriver(t, func(t *testing.T, f *fake, d driver.Driver) {
+			g := hang(f, "1")
+			defer close(g.open)
+			db := open(t, d, newSource("1"), "")
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			defer cancel()
+			if err := db.PingContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("ping: %v", err)
+			}
+			go db.Ping()
+			want(t, "value of another pool", ask(t, open(t, d, newSource("2"), "")), "2")
+		})
+	})
+	t.Run("of a parked connection: the same", func(t *testing.T) {
+		eachDriver(t, func(t *testing.T, f *fake, d driver.Driver) {
+			g := hang(f, "2")
+			defer close(g.open)
+			src := newSource("1")
+			db := open(t, d, src, "")
+			db.SetMaxOpenConns(1)
+			ask(t, db)
+			src.set("2")
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			defer cancel()
+			if err := db.PingContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("ping: %v", err)
+			}
+			answer := make(chan string)
+			go func() { answer <- ask(t, db) }()
+			receive(t, "dial", g.arrived)
+			src.set("3")
+			want(t, "value", receive(t, "query", answer), "3")
+		})
+	})
+	t.Run("fails: that is the operation's error", func(t *testing.T) {
+		eachDriver(t, func(t *testing.T, f *fake, d driver.Driver) {
+			errDial := errors.New("refused")
+			f.onOpen = func(_ context.Context, v string) error {
+				if v == "2" {
+					return errDial
+				}
+				return nil
+			}
+			src := newSource("1")
+			db := open(t, d, src, "")
+			ask(t, db)
+			src.set("2")
+			for range 3 {
+				if _, err := db.Exec("insert"); err != errDial {
+					t.Errorf("exec: have %v, want %v", err, errDial)
+				}
+			}
+			src.set("3")
+			want(t, "value", ask(t, db), "3")
+		})
+	})
+	t.Run("an Open that was left serves the next caller", func(t *testing.T) {
+		f := newFake(t)
+		g := hang(f, "1")
+		db := open(t, f, newSource("1"), "")
+		db.SetMaxOpenConns(2)
+		for range 100 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+			if err := db.PingContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("ping: %v", err)
+			}
+			cancel()
+		}
+		want(t, "Opens in progress", f.dialing.Load(), 1)
+		close(g.open)
+		await(t, "the Open has returned", func() bool { return f.dialing.Load() == 0 })
+		want(t, "value", ask(t, db), "1")
+		want(t, "Opens", f.opened.Load(), 1)
+	})
+	t.Run("an Open that was left and serves nobody is closed", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake(t)
+			f.onOpen = func(context.Context, string) error { time.Sleep(time.Minute); return nil }
+			db := open(t, f, newSource("1"), "")
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if err := db.PingContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("ping: %v", err)
+			}
+			time.Sleep(time.Minute)
+			want(t, "connections", len(f.live()), 1)
+			time.Sleep(time.Minute)
+			want(t, "connections", len(f.live()), 0)
+			db.Close()
+		})
+	})
+}
+
+// TestMoments are changes at moments that are easily got wrong.
+func TestMoments(t *testing.T) {
+	t.Run("handed over to a waiter", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		db := open(t, f, src, "")
+		db.SetMaxOpenConns(1)
+		conn, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask(t, conn)
+		answer := make(chan string)
+		go func() { answer <- ask(t, db) }()
+		await(t, "a waiter", func() bool { return db.Stats().WaitCount == 1 })
+		src.set("2")
+		conn.Close()
+		want(t, "value", receive(t, "query", answer), "2")
+	})
+	t.Run("first use after db.Conn", func(t *testing.T) {
+		for _, use := range []string{"query", "exec with arguments", "prepare", "begin", "ping", "raw"} {
+			t.Run(use, func(t *testing.T) {
+				f, src := newFake(t), newSource("1")
+				db := open(t, f, src, "")
+				ask(t, db) // the second time, it comes from the pool
+				conn, err := db.Conn(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				src.set("2")
+				ctx := t.Context()
+				switch use {
+				case "exec with arguments":
+					_, err = conn.ExecContext(ctx, "insert", special{"a"}, sql.Named("n", special{"b"}))
+				case "prepare":
+					_, err = conn.PrepareContext(ctx, "insert ?")
+				case "begin":
+					var tx *sql.Tx
+					if tx, err = conn.BeginTx(ctx, nil); err == nil {
+						defer tx.Rollback()
+					}
+				case "ping":
+					err = conn.PingContext(ctx)
+				case "raw":
+					err = conn.Raw(func(c any) error { c.(interface{ Raw() driver.Conn }).Raw(); return nil })
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				src.set("3")
+				want(t, "value", ask(t, conn), map[bool]string{true: "3", false: "2"}[use == "query"])
+			})
+		}
+	})
+	t.Run("Raw with the new value out of reach", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		f.onOpen = func(_ context.Context, v string) error {
+			if v == "2" {
+				return errors.New("refused")
+			}
+			return nil
+		}
+		conn, err := open(t, f, src, "").Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		src.set("2")
+		conn.Raw(func(c any) error {
+			if raw := c.(interface{ Raw() driver.Conn }).Raw(); raw != nil {
+				t.Errorf("Raw: %v", raw)
+			}
+			return nil
+		})
+	})
+	t.Run("Stmt.Close on a pooled connection", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		g := newGate()
+		f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
+			if call == "Close insert" {
+				g.pass()
+			}
+			return nil
+		}
+		db := open(t, f, src, "")
+		db.SetMaxOpenConns(1)
+		stmt, err := db.Prepare("insert")
+		if err != nil {
+			t.Fatal(err)
+		}
+		closed := make(chan error)
+		go func() { closed <- stmt.Close() }()
+		receive(t, "Close of the statement", g.arrived)
+		src.set("2")
+		want(t, "connections on the old value", f.liveOn("1"), 1) // not under the call
+		close(g.open)
+		if err := receive(t, "Stmt.Close", closed); err != nil {
+			t.Error(err)
+		}
+		await(t, "the old connection is closed", func() bool { return f.liveOn("1") == 0 })
+		want(t, "value", ask(t, db), "2")
+	})
+	t.Run("ResetSession", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		g := newGate()
+		f.onCall = func(_ context.Context, c *fakeConn, call string) error {
+			if call == "ResetSession" && c.value == "1" {
+				g.pass()
+				return driver.ErrBadConn // of no consequence any more
+			}
+			return nil
+		}
+		db := open(t, f, src, "")
+		ask(t, db)
+		answer := make(chan string)
+		go func() { answer <- ask(t, db) }()
+		receive(t, "ResetSession", g.arrived)
+		src.set("2")
+		close(g.open)
+		want(t, "value", receive(t, "query", answer), "2")
+		want(t, "connections", f.opened.Load(), 2)
+	})
+	t.Run("a prepared statement", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		db := open(t, f, src, "")
+		stmt, err := db.Prepare("ask ? ?")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stmt.Close()
+		for n := 2; n < 5; n++ {
+			src.set(strconv.Itoa(n))
+			var value string
+			if err := stmt.QueryRow(special{"a"}, 1).Scan(&value); err != nil {
+				t.Error(err)
+			}
+			want(t, "value", value, strconv.Itoa(n))
+			src.set(strconv.Itoa(-n))
+			err := stmt.QueryRow(special{"a"}).Scan(&value)
+			want(t, "error", fmt.Sprint(err), "sql: expected 2 arguments, got 1")
+		}
+	})
+	t.Run("a waiter that gives up", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		db := open(t, f, src, "")
+		db.SetMaxOpenConns(2)
+		var wg sync.WaitGroup
+		for range 6 {
+			wg.Go(func() {
+				for range 200 {
+					ctx, cancel := context.WithTimeout(t.Context(), 100*time.Microsecond)
+					if err := db.QueryRowContext(ctx, "ask").Err(); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+						t.Error(err)
+					}
+					cancel()
+				}
+			})
+		}
+		for n := range 100 {
+			src.set(strconv.Itoa(n))
+		}
+		wg.Wait()
+		want(t, "value", ask(t, db), "99")
+		want(t, "connections in use", db.Stats().InUse, 0)
+	})
+	t.Run("with lifetimes, and without idle connections", func(t *testing.T) {
+		for _, set := range []func(db *sql.DB){
+			func(db *sql.DB) { db.SetConnMaxLifetime(time.Millisecond) },
+			func(db *sql.DB) { db.SetConnMaxIdleTime(time.Microsecond) },
+			func(db *sql.DB) { db.SetMaxIdleConns(0) },
+			func(db *sql.DB) { db.SetMaxIdleConns(0); db.SetConnMaxLifetime(time.Microsecond) },
+		} {
+			f, src := newFake(t), newSource("0")
+			db := open(t, f, src, "")
+			db.SetMaxOpenConns(3)
+			set(db)
+			var wg sync.WaitGroup
+			for range 6 {
+				wg.Go(func() {
+					for range 300 {
+						ask(t, db)
+					}
+				})
+			}
+			for n := range 100 {
+				src.set(strconv.Itoa(n))
+			}
+			wg.Wait()
+			want(t, "value", ask(t, db), "99")
+			db.Close()
+			await(t, "every connection is closed", func() bool { return len(f.live()) == 0 })
+		}
+	})
+}
+
+// TestNobodyWaits is the measured hang of pools whose stale connections answer
+// ErrBadConn: with changes quick enough, a caller waited for ever.
+func TestNobodyWaits(t *testing.T) {
+	f, src := newFake(t), newSource("-1")
+	db := open(t, f, src, "")
+	db.SetMaxOpenConns(3)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var wg sync.WaitGroup
+	var ops atomic.Int64
+	for range 6 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				ask(t, db)
+				ops.Add(1)
+			}
+		})
+	}
+	for n := range 1500 {
+		src.set(strconv.Itoa(n))
+	}
+	stop()
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	receive(t, "every caller has come back", done)
+	t.Logf("%d operations", ops.Load())
+}
+
+// TestRecovery has 40 connections in use by 200 callers at a change, with dials
+// of 20 ms: they dial in parallel, so that no operation takes more than a few
+// dials' time.
+func TestRecovery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const dial = 20 * time.Millisecond
+		f, src := newFake(t), newSource("1")
+		f.onOpen = func(context.Context, string) error { time.Sleep(dial); return nil }
+		f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
+			if call == "Exec work" {
+				time.Sleep(time.Millisecond)
+			}
+			return nil
+		}
+		db := open(t, f, src, "")
+		db.SetMaxOpenConns(40)
+		db.SetMaxIdleConns(40)
+		ctx, stop := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		var worst atomic.Int64
+		for range 200 {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					began := time.Now()
+					if _, err := db.Exec("work"); err != nil {
+						t.Error(err)
+					}
+					raise(&worst, int64(time.Since(began)))
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		worst.Store(0)
+		src.set("2")
+		time.Sleep(time.Second)
+		stop()
+		wg.Wait()
+		if worst := time.Duration(worst.Load()); worst > 3*dial {
+			t.Errorf("the slowest operation took %v, want at most %v", worst, 3*dial)
+		}
+		db.Close()
+	})
+}
+
+// TestMaxOpenConns proves that the server never sees more connections than
+// MaxOpenConns while old ones close slowly.
+func TestMaxOpenConns(t *testing.T) {
+	for _, idle := range []int{0, 2, 8} {
+		t.Run(fmt.Sprintf("idle=%d", idle), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, src := newFake(t), newSource("0")
+				f.onClose = func(*fakeConn) { time.Sleep(30 * time.Millisecond) }
+				f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
+					if call == "Exec work" {
+						time.Sleep(time.Millisecond)
+					}
+					return nil
+				}
+				db := open(t, f, src, "")
+				db.SetMaxOpenConns(8)
+				db.SetMaxIdleConns(idle)
+				ctx, stop := context.WithCancel(t.Context())
+				var wg sync.WaitGroup
+				for range 16 {
+					wg.Go(func() {
+						for ctx.Err() == nil {
+							if _, err := db.Exec("work"); err != nil {
+								t.Error(err)
+							}
+						}
+					})
+				}
+				for n := range 50 {
+					time.Sleep(20 * time.Millisecond)
+					src.set(strconv.Itoa(n))
+				}
+				stop()
+				wg.Wait()
+				want(t, "most connections at a time", f.maxLive.Load(), 8)
+				db.Close()
+			})
+		})
+	}
+}
+
+// TestClose proves G9, in bubbles that end only when every goroutine has.
+func TestClose(t *testing.T) {
+	bubble := func(name string, test func(t *testing.T, f *fake, src *source, db *sql.DB)) {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, src := newFake(t), newSource("1")
+				test(t, f, src, open(t, ctxFake{f}, src, ""))
+				synctest.Wait()
+				want(t, "connections", len(f.live()), 0)
+			})
+		})
+	}
+	bubble("idle", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+		ask(t, db)
+		db.Close()
+		want(t, "connections", len(f.live()), 0)
+	})
+	bubble("just after a change", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+		f.onClose = func(*fakeConn) { time.Sleep(patience / 2) }
+		ask(t, db)
+		src.set("2")
+		db.Close()
+		want(t, "connections", len(f.live()), 0)
+	})
+	bubble("in use", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+		tx, err := db.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := db.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		src.set("2")
+		db.Close()
+		want(t, "value in a transaction", ask(t, tx), "1")
+		if err := tx.Commit(); err != nil {
+			t.Error(err)
+		}
+		want(t, "value on a connection", ask(t, conn), "2")
+		conn.Close()
+	})
+	bubble("during a dial", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+		ask(t, db)
+		f.onOpen = func(ctx context.Context, value string) error { time.Sleep(time.Second); return nil }
+		answer := make(chan error)
+		conn, err := db.Conn(t.Context()) // takes the idle one
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			_, err := db.Exec("insert")
+			answer <- err
+		}()
+		synctest.Wait()
+		db.Close()
+		if err := <-answer; err != nil {
+			t.Errorf("the operation that was dialling: %v", err)
+		}
+		conn.Close()
+	})
+	bubble("with a Close that hangs", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+		open := make(chan struct{})
+		f.onClose = func(*fakeConn) { <-open }
+		ask(t, db)
+		began := time.Now()
+		db.Close()
+		if took := time.Since(began); took > 2*patience {
+			t.Errorf("DB.Close took %v", took)
+		}
+		close(open)
+	})
+	bubble("with a Close that hangs since a change", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+		open := make(chan struct{})
+		f.onClose = func(*fakeConn) { <-open }
+		ask(t, db)
+		src.set("2")
+		began := time.Now()
+		db.Close()
+		if took := time.Since(began); took > 2*patience {
+			t.Errorf("DB.Close took %v", took)
+		}
+		close(open)
+	})
+	for name, heeds := range map[string]bool{"during Watch": true, "during a Watch that ignores its context": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				open1 := make(chan struct{})
+				db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
+					select {
+					case <-open1:
+					case <-map[bool]<-chan struct{}{true: ctx.Done()}[heeds]:
+						return "", nil, ctx.Err()
+					}
+					return "1", nil, nil
+				}), "")
+				answer := make(chan error)
+				go func() { answer <- db.Ping() }()
+				synctest.Wait()
+				began := time.Now()
+				db.Close()
+				if took := time.Since(began); took > patience || heeds && took > 0 {
+					t.Errorf("DB.Close took %v", took)
+				}
+				if err := <-answer; err == nil {
+					t.Error("ping: no error")
+				}
+				close(open1)
+			})
+		})
+	}
+	t.Run("with a channel that the strategy does not close", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			db := open(t, newFake(t), watchFunc(func(context.Context, string, url.Values) (string, <-chan string, error) {
+				return "1", make(chan string), nil
+			}), "")
+			ask(t, db)
+			began := time.Now()
+			db.Close()
+			if took := time.Since(began); took > patience {
+				t.Errorf("DB.Close took %v", took)
+			}
+		})
+	})
+	t.Run("the watch is gone when it returns", func(t *testing.T) {
+		var gone atomic.Bool
+		db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
+			values := make(chan string)
+			go func() {
+				<-ctx.Done()
+				time.Sleep(10 * time.Millisecond)
+				gone.Store(true)
+				close(values)
+			}()
+			return "1", values, nil
+		}), "")
+		ask(t, db)
+		db.Close()
+		want(t, "the watch is gone", gone.Load(), true)
+	})
+}
+
+// patience is hotload's: how long it waits for what cannot be hurried.
+const patience = time.Second
+
+// TestClosers proves that the driver's connectors are closed once each: a
+// superseded one when its generation has drained, the last one by DB.Close.
+func TestClosers(t *testing.T) {
+	f, src := newFake(t), newSource("1")
+	var mu sync.Mutex
+	var closed []string
+	d := closerDriver{ctxFake{f}, func(value string) {
+		mu.Lock()
+		defer mu.Unlock()
+		closed = append(closed, value)
+	}}
+	have := func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return strings.Join(slices.Clone(closed), " ")
+	}
+	db := open(t, d, src, "")
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	src.set("2")
+	src.set("3")
+	await(t, "the connector of 2 is closed", func() bool { return have() == "2" })
+	tx.Rollback()
+	await(t, "the connector of 1 is closed", func() bool { return have() == "2 1" })
+	ask(t, db)
+	db.Close()
+	want(t, "connectors closed", have(), "2 1 3")
+}
+
+// A closerDriver makes connectors that are io.Closers.
+type closerDriver struct {
+	ctxFake
+	closed func(value string)
+}
+
+type closerConnector struct {
+	driver.Connector
+	closed func()
+}
+
+func (d closerDriver) OpenConnector(value string) (driver.Connector, error) {
+	c, err := d.ctxFake.OpenConnector(value)
+	return closerConnector{c, func() { d.closed(value) }}, err
+}
+
+func (c closerConnector) Close() error { c.closed(); return nil }
