@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -261,7 +262,7 @@ func (c *fakeConn) ExecContext(ctx context.Context, query string, args []driver.
 	if err := c.call(ctx, "Exec "+query); err != nil {
 		return nil, err
 	}
-	return driver.RowsAffected(1), c.check(args)
+	return fakeResult{c}, c.check(args)
 }
 
 func (c *fakeConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
@@ -270,6 +271,12 @@ func (c *fakeConn) QueryContext(ctx context.Context, query string, args []driver
 	}
 	return &fakeRows{c: c, ctx: ctx, left: max(1, c.f.rowCount)}, c.check(args)
 }
+
+// A fakeResult has the number of the value that it came about on.
+type fakeResult struct{ c *fakeConn }
+
+func (r fakeResult) LastInsertId() (int64, error) { return strconv.ParseInt(r.c.value, 10, 64) }
+func (r fakeResult) RowsAffected() (int64, error) { return 1, nil }
 
 // check finds arguments that were not converted.
 func (c *fakeConn) check(args []driver.NamedValue) error {

@@ -502,12 +502,14 @@ const (
 // Watch fails: then the next connect starts another.
 func (c *connector) run(w *watch) {
 	pause := leastWatchPause
+	lost := "" // what was logged of the loss of the watch
 	for first := true; ; first = false {
 		began := time.Now()
 		value, values, err := c.watcher.Watch(c.ctx, c.path, maps.Clone(c.options))
 		switch {
 		case err == nil:
 			if !first {
+				lost = ""
 				c.logger().Info("hotload: watch regained")
 			}
 			c.offer(w, value)
@@ -521,14 +523,19 @@ func (c *connector) run(w *watch) {
 		}
 		if err == nil {
 			c.follow(w, values)
-			if c.ctx.Err() == nil {
-				c.logger().Warn("hotload: watch lost")
-			}
 			if time.Since(began) > mostWatchPause {
 				pause = leastWatchPause
 			}
 		} else if first {
 			return
+		}
+		if c.ctx.Err() != nil {
+			return
+		}
+		attrs := describe(err)
+		if what := fmt.Sprint("lost ", attrs); what != lost {
+			lost = what
+			c.logger().Warn("hotload: watch lost", attrs...)
 		}
 		select {
 		case <-c.ctx.Done():

@@ -340,7 +340,8 @@ func TestWatchAgain(t *testing.T) {
 		want(t, "value", ask(t, db), "200ms")
 		db.Close()
 	})
-	want(t, "watches lost", log.count("level=WARN", "hotload: watch lost"), 12)
+	want(t, "watches lost", log.count("level=WARN", "hotload: watch lost"), 12+1)
+	want(t, "because Watch failed", log.count("hotload: watch lost", "error_type=*errors.errorString"), 1)
 	want(t, "watches regained", log.count("hotload: watch regained"), 12)
 }
 
@@ -538,6 +539,37 @@ func TestDial(t *testing.T) {
 			want(t, "connections on the old value", f.liveOn("1"), 0)
 			want(t, "value", ask(t, db), "2")
 		})
+	})
+	t.Run("ends at the very change", func(t *testing.T) {
+		f, src := newFake(t), newSource("0")
+		ended := newGate()
+		close(ended.open)
+		f.onOpen = func(ctx context.Context, v string) error {
+			if strings.HasPrefix(v, "-") {
+				ended.pass()
+				<-ctx.Done() // as it does when the value is superseded
+			}
+			return nil
+		}
+		db := open(t, ctxFake{f}, src, "")
+		ask(t, db)
+		db.SetMaxIdleConns(0)
+		for n := 1; n < 200; n++ {
+			src.set(strconv.Itoa(-n))
+			conns := make(chan *sql.Conn)
+			go func() {
+				conn, err := db.Conn(t.Context())
+				if err != nil {
+					t.Error(err)
+				}
+				conns <- conn
+			}()
+			<-ended.arrived
+			src.set(strconv.Itoa(n))
+			conn := receive(t, "connection", conns)
+			await(t, "the old connections are closed", func() bool { return f.liveOn(strconv.Itoa(-n)) == 0 })
+			conn.Close()
+		}
 	})
 	t.Run("hung: honours its caller's deadline, and holds up no other pool", func(t *testing.T) {
 		eachDriver(t, func(t *testing.T, f *fake, d driver.Driver) {

@@ -21,7 +21,7 @@ var stormTime = flag.Duration("storm", 300*time.Millisecond, "how long each stor
 type storm struct {
 	t       *testing.T
 	db      *sql.DB
-	applied atomic.Int64 // the number of the value that is in force for sure
+	applied atomic.Int64 // the number of a value that is in force for sure
 	ops     atomic.Int64
 	failed  atomic.Int64
 	stale   atomic.Int64
@@ -37,10 +37,12 @@ func (s *storm) op(what string, f func() (string, error)) {
 		s.t.Errorf("%s: %v", what, err)
 		return
 	}
-	if n, err := strconv.ParseInt(value, 10, 64); err != nil || n < before {
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || n < before {
 		s.stale.Add(1)
 		s.t.Errorf("%s: ran on value %q when %d was in force", what, value, before)
 	}
+	raise(&s.applied, n) // what one operation saw, later ones see too
 }
 
 // workers are the kinds of load: what each does once.
@@ -84,8 +86,12 @@ var workers = []struct {
 	}},
 	{"exec", func(s *storm, _ *sql.Stmt) {
 		s.op("exec", func() (string, error) {
-			_, err := s.db.Exec("insert", "a", special{"x"})
-			return "1000000", err
+			res, err := s.db.Exec("insert", "a", special{"x"})
+			if err != nil {
+				return "", err
+			}
+			n, err := res.LastInsertId()
+			return strconv.FormatInt(n, 10), err
 		})
 	}},
 	{"statement", func(s *storm, stmt *sql.Stmt) {
@@ -130,7 +136,7 @@ func TestStorm(t *testing.T) {
 				changes := 0
 				for ; ctx.Err() == nil; changes++ {
 					src.set(strconv.Itoa(changes + 2))
-					s.applied.Store(int64(changes + 2))
+					raise(&s.applied, int64(changes+2))
 					time.Sleep(rand.N(3 * time.Millisecond))
 				}
 				wg.Wait()
@@ -144,5 +150,44 @@ func TestStorm(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestManyIdle proves that what one operation saw, later ones see too, while a
+// change is still working its way through many idle connections.
+func TestManyIdle(t *testing.T) {
+	const idle = 2000
+	f, src := newFake(t), newSource("1")
+	s := &storm{t: t, db: open(t, f, src, "")}
+	s.db.SetMaxIdleConns(idle)
+	for n := 2; n < 10; n++ {
+		conns := make([]*sql.Conn, idle)
+		for i := range conns {
+			var err error
+			if conns[i], err = s.db.Conn(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			ask(t, conns[i])
+		}
+		for _, conn := range conns {
+			conn.Close()
+		}
+		done := make(chan struct{})
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				for {
+					select {
+					case <-done:
+						return
+					default:
+						workers[0].work(s, nil)
+					}
+				}
+			})
+		}
+		src.set(strconv.Itoa(n))
+		close(done)
+		wg.Wait()
 	}
 }
