@@ -1,0 +1,155 @@
+package hotload_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"log"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/infobloxopen/hotload"
+	_ "github.com/infobloxopen/hotload/fsnotify"
+	"github.com/lib/pq"
+)
+
+func init() { hotload.Register("postgres", pq.Driver{}) }
+
+// The connection string is the content of /tmp/myconfig.txt, for example
+// "user=pqgotest dbname=pqgotest sslmode=verify-full". When the file changes,
+// the pool goes on with the new one, and what is in use finishes on the old.
+func Example() {
+	db, err := sql.Open("hotload", "fsnotify://postgres/tmp/myconfig.txt")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+
+	var user string
+	if err := db.QueryRow("select current_user").Scan(&user); err != nil {
+		log.Fatal(err)
+	}
+	log.Printf("connected as %s", user)
+}
+
+// What is still in use 30 seconds after a change is ended then. Its error
+// matches ErrKilled: it may have taken effect on the old server.
+func Example_forceKill() {
+	db, err := sql.Open("hotload", "fsnotify://postgres/tmp/myconfig.txt?forceKill=30s")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+
+	_, err = db.Exec("insert into report select * from expensive")
+	if errors.Is(err, hotload.ErrKilled) {
+		log.Print("the report did not finish in time; look whether it is there before running it again")
+	}
+}
+
+// env is a strategy that reads an environment variable every second. SPEC.md
+// says what else a strategy has to do.
+type env struct{}
+
+func (env) Watch(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+	name := strings.TrimPrefix(pth, "/")
+	if len(options) != 0 {
+		return "", nil, fmt.Errorf("env: options are given for %s: want none", name)
+	}
+	value := os.Getenv(name)
+	if value == "" {
+		return "", nil, fmt.Errorf("env: the environment variable %s is empty: want a connection string", name)
+	}
+	values := make(chan string)
+	go func() {
+		defer close(values)
+		for tick := time.Tick(time.Second); ; {
+			select {
+			case <-tick:
+			case <-ctx.Done():
+				return
+			}
+			next := os.Getenv(name)
+			if next == "" || next == value {
+				continue
+			}
+			value = next
+			select {
+			case values <- value:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return value, values, nil
+}
+
+func ExampleRegisterStrategy() {
+	hotload.RegisterStrategy("env", env{})
+
+	os.Setenv("DATABASE", "1")
+	hotload.Register("example", newFake(nil))
+	db, err := sql.Open("hotload", "env://example/DATABASE")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+
+	var value string
+	if err := db.QueryRow("ask").Scan(&value); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("connected with", value)
+	// Output: connected with 1
+}
+
+// The driver's own connection has what database/sql has not, such as lib/pq's
+// notice handler.
+func Example_raw() {
+	db, err := sql.Open("hotload", "fsnotify://postgres/tmp/myconfig.txt")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+
+	ctx := context.Background()
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	err = conn.Raw(func(driverConn any) error {
+		c := driverConn.(interface{ Raw() driver.Conn }).Raw()
+		if c == nil {
+			return errors.New("no connection")
+		}
+		pq.SetNoticeHandler(c, func(notice *pq.Error) { log.Print(notice.Message) })
+		return nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	// conn is in use now, and stays on this connection until it is closed.
+	if _, err := conn.ExecContext(ctx, "do $$ begin raise notice 'hello'; end $$"); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// Errors of sql.Open say what is wrong with the data source name and what
+// would be right.
+func Example_errors() {
+	for _, dsn := range []string{
+		"fsnotify://postgres/tmp/myconfig.txt?forceKill=yes",
+		"fsnotify://me:secret@postgres/tmp/myconfig.txt",
+	} {
+		_, err := sql.Open("hotload", dsn)
+		fmt.Println(err)
+	}
+	// Output:
+	// hotload: option forceKill: want true, false or a positive duration such as 30s
+	// hotload: the data source name has user information, which belongs into the connection string that the strategy delivers: want strategy://driver/path?options
+}
