@@ -1,0 +1,24 @@
+//go:build !unix
+
+package pgserver
+
+import (
+	"errors"
+	"io"
+	"os/exec"
+)
+
+const (
+	pause = iota
+	resume
+)
+
+func runAsOther(*exec.Cmd, ...string) error { return nil }
+
+func detach(*exec.Cmd) {}
+
+func watchman(int, string) (io.Closer, error) { return io.NopCloser(nil), nil }
+
+func (s *Server) signalAll(int) error {
+	return errors.New("pgserver: a server cannot be paused on this system")
+}

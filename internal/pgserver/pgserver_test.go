@@ -1,0 +1,206 @@
+package pgserver_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/infobloxopen/hotload/internal/pgserver"
+	"github.com/lib/pq"
+)
+
+func open(t *testing.T, dsn string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("postgres", dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+func TestServer(t *testing.T) {
+	const password = `it's a \ p%40ss`
+	s := pgserver.ForTest(t, pgserver.Options{Users: map[string]string{"o'neil \\": password}})
+	ctx := t.Context()
+
+	for name, dsn := range map[string]string{
+		"TCP":            s.DSN("o'neil \\", password),
+		"socket":         s.SocketDSN("o'neil \\", password),
+		"superuser":      s.SuperDSN(),
+		"superuser here": s.SuperSocketDSN(),
+	} {
+		var n int
+		if err := open(t, dsn).QueryRowContext(ctx, "SELECT 1").Scan(&n); err != nil || n != 1 {
+			t.Errorf("%s: SELECT 1 = %d, %v", name, n, err)
+		}
+	}
+	for name, dsn := range map[string]string{
+		"TCP":    s.DSN("o'neil \\", "wrong"),
+		"socket": s.SocketDSN("o'neil \\", "wrong"),
+	} {
+		err := open(t, dsn).PingContext(ctx)
+		if pqErr := (*pq.Error)(nil); !errors.As(err, &pqErr) || pqErr.SQLState() != "28P01" {
+			t.Errorf("%s: a wrong password answers %v, want SQLSTATE 28P01", name, err)
+		}
+	}
+
+	db := open(t, s.DSN("o'neil \\", password))
+	if _, err := db.ExecContext(ctx, "CREATE TABLE t AS SELECT 7 AS n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.PingContext(ctx); err == nil {
+		t.Error("a stopped server answers")
+	}
+	if err := s.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := db.QueryRowContext(ctx, "SELECT n FROM t").Scan(&n); err != nil || n != 7 {
+		t.Errorf("after a restart: SELECT n = %d, %v; want 7", n, err)
+	}
+}
+
+func TestPause(t *testing.T) {
+	s := pgserver.ForTest(t, pgserver.Options{})
+	db := open(t, s.SuperDSN())
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := s.Pause(); err != nil {
+		t.Skip(err)
+	}
+	answer := make(chan error, 2)
+	go func() {
+		_, err := conn.ExecContext(context.Background(), "SELECT 1")
+		answer <- err
+	}()
+	go func() { answer <- db.PingContext(context.Background()) }() // on a new connection
+	select {
+	case err := <-answer:
+		t.Errorf("a paused server answers: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := s.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := <-answer; err != nil {
+			t.Errorf("after it was resumed: %v", err)
+		}
+	}
+	// Cleanup then shows that a paused server can be closed.
+	if err := s.Pause(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestWatchman starts this test binary again as a process that starts a server and is killed.
+func TestWatchman(t *testing.T) {
+	if os.Getenv("PGSERVER_ORPHAN") == "1" {
+		s := pgserver.ForTest(t, pgserver.Options{})
+		os.Stdout.WriteString(s.SuperDSN())
+		os.Stdout.Close()
+		select {}
+	}
+	if _, err := pgserver.Find(); err != nil {
+		pgserver.Missing(t, err)
+	}
+	if runtime.GOOS == "windows" {
+		t.Skip("there is no watchman on Windows")
+	}
+	tmp := t.TempDir()
+	if err := os.Chmod(filepath.Dir(tmp), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestWatchman$")
+	cmd.Env = append(os.Environ(), "PGSERVER_ORPHAN=1", "TMPDIR="+tmp)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	dsn, err := io.ReadAll(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := open(t, string(dsn))
+	if err := db.PingContext(t.Context()); err != nil {
+		t.Fatalf("%s: %v", dsn, err)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	deadline := time.Now().Add(15 * time.Second)
+	for {
+		left, err := os.ReadDir(tmp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(left) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the process was killed, and its server's directory is still there: %v", left)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err := db.PingContext(t.Context()); err == nil {
+		t.Error("the process was killed, and its server still answers")
+	}
+}
+
+func TestFind(t *testing.T) {
+	dir := t.TempDir()
+	install := func(version string) string {
+		bin := filepath.Join(dir, version, "bin")
+		if err := os.MkdirAll(bin, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"initdb", "postgres", "initdb.exe", "postgres.exe"} {
+			if err := os.WriteFile(filepath.Join(bin, name), nil, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return bin
+	}
+	places := pgserver.Places
+	t.Cleanup(func() { pgserver.Places = places })
+	pgserver.Places = []string{filepath.Join(dir, "*", "bin")}
+	t.Setenv("PATH", t.TempDir())
+
+	_, err := pgserver.Find()
+	if !errors.Is(err, pgserver.ErrNoPrograms) {
+		t.Fatalf("nothing installed: %v, want ErrNoPrograms", err)
+	}
+	for _, part := range []string{os.Getenv("PATH"), pgserver.Places[0], "apt-get install -y postgresql"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("the error does not tell %q:\n%v", part, err)
+		}
+	}
+	install("9.6")
+	newest := install("17")
+	install("15")
+	if got, err := pgserver.Find(); got != newest {
+		t.Errorf("Find() = %s, %v; want the newest, %s", got, err, newest)
+	}
+	onPath := install("path")
+	t.Setenv("PATH", onPath)
+	if got, err := pgserver.Find(); got != onPath {
+		t.Errorf("Find() = %s, %v; want the one on PATH, %s", got, err, onPath)
+	}
+}
