@@ -1,0 +1,174 @@
+// Command example moves a live pool between two real PostgreSQL servers, and shows that
+// nothing is lost on the way.
+//
+// It starts two throwaway servers, blue and green, writes blue's connection string to a file,
+// opens that file through hotload, and puts the pool under load. Then it changes the file, in
+// the ways an operator would: another server, another user, a mistake. A timeline shows who
+// serves the operations; at the end the rows on both servers are counted against the writes
+// that the client saw succeed.
+//
+//	go run ./example                          # the whole story, in about twelve seconds
+//	go run ./example -config /tmp/config.txt  # edit the file yourself, until Ctrl-C
+//	go run ./example -blue DSN -green DSN     # between two servers of your own
+//
+// Exit status: 0 if every operation succeeded and every row is there exactly once, 1 if not,
+// 2 if PostgreSQL's programs were not found or a flag is wrong, 130 if interrupted.
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/infobloxopen/hotload"
+	_ "github.com/infobloxopen/hotload/fsnotify"
+	"github.com/infobloxopen/hotload/internal/pgserver"
+	"github.com/lib/pq"
+)
+
+// The whole of what a program has to say to hotload. The rest is sql.Open, in play.
+func init() { hotload.Register("postgres", pq.Driver{}) }
+
+func main() {
+	// What reads the timeline may go away; the servers are stopped all the same.
+	signal.Ignore(syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	context.AfterFunc(ctx, stop) // a second signal ends the program where it is
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+type options struct {
+	blue, green string
+	config      string
+	duration    time.Duration // 0: until interrupted
+	workers     int
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) (status int) {
+	var opts options
+	flags := flag.NewFlagSet("example", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&opts.blue, "blue", "", "connection `string` of a server of your own, instead of a throwaway one")
+	flags.StringVar(&opts.green, "green", "", "connection `string` of the other")
+	flags.StringVar(&opts.config, "config", "", "watch this `file`, which you edit by hand, instead of showing the changes")
+	flags.DurationVar(&opts.duration, "duration", 12*time.Second, "how long it all takes; with -config: until interrupted, unless given")
+	flags.IntVar(&opts.workers, "workers", 8, "how many goroutines use the pool")
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return 0
+	} else if err != nil {
+		return 2
+	}
+	timed := false
+	flags.Visit(func(f *flag.Flag) { timed = timed || f.Name == "duration" })
+	if opts.config != "" && !timed {
+		opts.duration = 0
+	}
+	switch {
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "example: unexpected argument %q; see -help\n", flags.Arg(0))
+		return 2
+	case (opts.blue == "") != (opts.green == ""):
+		fmt.Fprintln(stderr, "example: -blue and -green go together: two servers of your own, or none")
+		return 2
+	case opts.workers < 1 || opts.duration < 0:
+		fmt.Fprintln(stderr, "example: -workers must be at least 1, and -duration not negative")
+		return 2
+	}
+
+	r, err := story(ctx, opts, stdout)
+	switch {
+	case errors.Is(err, pgserver.ErrNoPrograms):
+		fmt.Fprintf(stderr, "example: %v\n", err)
+		return 2
+	case ctx.Err() != nil && (r == nil || opts.config == ""):
+		fmt.Fprintln(stderr, "example: interrupted; the servers are stopped and their directories removed")
+		return 130
+	case err != nil:
+		fmt.Fprintf(stderr, "example: %v\n", err)
+		return 1
+	case !r.ok():
+		return 1
+	}
+	return 0
+}
+
+// story gets two servers and a file, plays the demonstration on them, and cleans up.
+// The report is nil if it did not come to its summary.
+func story(ctx context.Context, opts options, out io.Writer) (*report, error) {
+	if _, err := os.Stat(opts.config); err == nil && opts.blue == "" {
+		return nil, fmt.Errorf("%s exists, and cannot know servers that are yet to be started; "+
+			"name a file that does not exist: it is created, and removed at the end", opts.config)
+	}
+	// Names the tables and the pool's connections, so that nobody else's are meant.
+	label := "hotload_example_" + strings.ToLower(rand.Text()[:8])
+	connect := startServer
+	if opts.blue != "" {
+		connect = func(ctx context.Context, name, label string) (*server, error) {
+			return ownServer(ctx, name, map[string]string{"blue": opts.blue, "green": opts.green}[name], label)
+		}
+	}
+	var blue, green *server
+	var errBlue, errGreen error
+	var wg sync.WaitGroup
+	wg.Go(func() { blue, errBlue = connect(ctx, "blue", label) })
+	wg.Go(func() { green, errGreen = connect(ctx, "green", label) })
+	wg.Wait()
+	for _, s := range []*server{blue, green} {
+		if s != nil {
+			defer s.close()
+		}
+	}
+	if err := cmp.Or(errBlue, errGreen); err != nil {
+		return nil, err
+	}
+	for _, s := range []*server{blue, green} {
+		if err := s.createTable(ctx, label); err != nil {
+			return nil, err
+		}
+		defer s.dropTable(label)
+	}
+
+	file, remove, err := configFile(opts.config, blue)
+	if err != nil {
+		return nil, err
+	}
+	defer remove()
+	return play(ctx, opts, demo{label: label, blue: blue, green: green, file: file}, out)
+}
+
+// configFile returns the path of the file that hotload is to watch. If it does not exist, it
+// is created with blue's connection string, and remove removes it.
+func configFile(name string, blue *server) (file string, remove func(), err error) {
+	remove = func() {}
+	if name == "" {
+		dir, err := os.MkdirTemp("", "hotload-example-")
+		if err != nil {
+			return "", nil, err
+		}
+		file, remove = filepath.Join(dir, "config.txt"), func() { os.RemoveAll(dir) }
+	} else {
+		if file, err = filepath.Abs(name); err != nil {
+			return "", nil, err
+		}
+		if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+			return file, remove, err
+		}
+		remove = func() { os.Remove(file) }
+	}
+	if err := os.WriteFile(file, []byte(blue.value+"\n"), 0o600); err != nil {
+		remove()
+		return "", nil, err
+	}
+	return file, remove, nil
+}
