@@ -4,9 +4,16 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"fmt"
 	"io"
+	"runtime"
 	"strconv"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/infobloxopen/hotload/internal/pgserver"
+	"github.com/lib/pq"
 )
 
 // A nop is a driver that does nothing, so that what is measured is database/sql
@@ -157,6 +164,212 @@ func benchmarkOperations(b *testing.B, open func(mode string) *sql.DB) {
 					}
 				})
 			}
+		}
+	}
+}
+
+// A tally is a driver that does nothing but know its value and count its
+// connections.
+type tally struct {
+	value string
+	open  *atomic.Int64
+}
+
+type tallyConn struct {
+	nopConn
+	c tally
+}
+
+func (c tally) Open(value string) (driver.Conn, error) {
+	c.open.Add(1)
+	return &tallyConn{c: tally{value, c.open}}, nil
+}
+
+func (c tally) OpenConnector(value string) (driver.Connector, error) {
+	return tally{value, c.open}, nil
+}
+func (c tally) Connect(context.Context) (driver.Conn, error) { return c.Open(c.value) }
+func (c tally) Driver() driver.Driver                        { return c }
+
+func (c *tallyConn) Close() error { c.c.open.Add(-1); return nil }
+
+func (c *tallyConn) ExecContext(context.Context, string, []driver.NamedValue) (driver.Result, error) {
+	return tallyResult(c.c.value), nil
+}
+
+// A tallyResult is the value that it came about on.
+type tallyResult string
+
+func (r tallyResult) LastInsertId() (int64, error) { return strconv.ParseInt(string(r), 10, 64) }
+func (r tallyResult) RowsAffected() (int64, error) { return 1, nil }
+
+// fill makes a pool hold so many idle connections.
+func fill(b *testing.B, db *sql.DB, idle int) {
+	db.SetMaxIdleConns(idle)
+	conns := make([]*sql.Conn, idle)
+	for i := range conns {
+		var err error
+		if conns[i], err = db.Conn(b.Context()); err == nil {
+			_, err = conns[i].ExecContext(b.Context(), "insert")
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, conn := range conns {
+		conn.Close()
+	}
+}
+
+// BenchmarkChange measures, with so many idle connections, how long it takes
+// from a new value until new work runs on it, and until the old connections
+// are closed; through hotload, and with a sql.DB that is replaced.
+func BenchmarkChange(b *testing.B) {
+	for _, idle := range []int{1, 100, 1000, 10000} {
+		for _, mode := range []string{"hotload", "reopen"} {
+			b.Run(fmt.Sprintf("idle=%d/%s", idle, mode), func(b *testing.B) {
+				d := tally{"0", new(atomic.Int64)}
+				var db *sql.DB
+				var change func(value string)
+				if mode == "hotload" {
+					src := newSource("0")
+					db = open(b, d, src, "")
+					change = func(value string) { src.values <- value }
+				} else {
+					reopen := func(value string) *sql.DB {
+						connector, _ := d.OpenConnector(value)
+						return sql.OpenDB(connector)
+					}
+					db = reopen("0")
+					change = func(value string) {
+						old := db
+						db = reopen(value)
+						go old.Close()
+					}
+				}
+				var newWork, allClosed time.Duration
+				for n := 1; b.Loop(); n++ {
+					b.StopTimer()
+					fill(b, db, idle)
+					runtime.GC()
+					b.StartTimer()
+					began := time.Now()
+					change(strconv.Itoa(n))
+					for on := int64(0); on != int64(n); {
+						res, err := db.Exec("insert")
+						if err != nil {
+							b.Fatal(err)
+						}
+						on, _ = res.LastInsertId()
+					}
+					newWork += time.Since(began)
+					for d.open.Load() > 1 {
+						runtime.Gosched()
+					}
+					allClosed += time.Since(began)
+				}
+				db.Close()
+				per := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / float64(b.N) / 1e3 }
+				b.ReportMetric(per(newWork), "new-work-us")
+				b.ReportMetric(per(allClosed), "closed-us")
+				b.ReportMetric(0, "ns/op")
+			})
+		}
+	}
+}
+
+// BenchmarkMemory measures the memory of each pooled connection, and of each
+// pool with one connection.
+func BenchmarkMemory(b *testing.B) {
+	const n = 10000
+	heap := func() float64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return float64(m.HeapAlloc + m.StackInuse)
+	}
+	dsn := register(tally{"0", new(atomic.Int64)}, newSource("0"))
+	for _, mode := range []string{"direct", "graceful", "forceKill"} {
+		open := func() *sql.DB {
+			if mode == "direct" {
+				return sql.OpenDB(tally{"0", new(atomic.Int64)})
+			}
+			db, err := sql.Open("hotload", dsn+"?forceKill="+strconv.FormatBool(mode == "forceKill"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			return db
+		}
+		b.Run("connection/"+mode, func(b *testing.B) {
+			for b.Loop() {
+				db := open()
+				fill(b, db, 1)
+				before := heap()
+				fill(b, db, n)
+				b.ReportMetric((heap()-before)/n, "B/conn")
+				db.Close()
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+		b.Run("pool/"+mode, func(b *testing.B) {
+			for b.Loop() {
+				dbs := make([]*sql.DB, n/10)
+				before := heap()
+				for i := range dbs {
+					dbs[i] = open()
+					fill(b, dbs[i], 1)
+				}
+				b.ReportMetric((heap()-before)/float64(len(dbs)), "B/pool")
+				for _, db := range dbs {
+					db.Close()
+				}
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// BenchmarkPostgres is BenchmarkOperation on a PostgreSQL server, over its Unix
+// socket.
+func BenchmarkPostgres(b *testing.B) {
+	server := pgserver.ForTest(b, pgserver.Options{Name: "bench"})
+	value := server.SuperSocketDSN()
+	for _, mode := range []string{"direct", "graceful", "forceKill"} {
+		for _, parallel := range []bool{false, true} {
+			b.Run(fmt.Sprintf("parallel=%t/%s", parallel, mode), func(b *testing.B) {
+				var db *sql.DB
+				var err error
+				if mode == "direct" {
+					db, err = sql.Open("postgres", value)
+				} else {
+					db, err = sql.Open("hotload", register(pq.Driver{}, newSource(value))+"?forceKill="+strconv.FormatBool(mode == "forceKill"))
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer db.Close()
+				db.SetMaxIdleConns(16)
+				query := func() {
+					var n int
+					if err := db.QueryRow("select $1::int", 1).Scan(&n); err != nil {
+						b.Error(err)
+					}
+				}
+				query()
+				b.ReportAllocs()
+				if !parallel {
+					for b.Loop() {
+						query()
+					}
+					return
+				}
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						query()
+					}
+				})
+			})
 		}
 	}
 }

@@ -992,13 +992,14 @@ const (
 // holds is apart from it: a proxy outlives its server connection, and what is
 // done to a server connection that was retired cannot touch its successor.
 type serverConn struct {
-	gen    *generation
-	ci     driver.Conn
-	forced bool // forceKill
-	state  atomic.Int32
-	stmts  []*stmt       // open, and prepared here; used by the owner alone
-	done   chan struct{} // closed when ci.Close has returned
-	err    error         // what it returned; published by done
+	gen     *generation
+	ci      driver.Conn
+	forced  bool // forceKill
+	state   atomic.Int32
+	closing atomic.Bool
+	stmts   []*stmt       // open, and prepared here; used by the owner alone
+	done    chan struct{} // closed when ci.Close has returned
+	err     error         // what it returned; published by done
 
 	mu      sync.Mutex                // guards cancels
 	cancels []context.CancelCauseFunc // of the contexts that the driver holds; nil where free
@@ -1027,24 +1028,29 @@ func (s *serverConn) release() {
 // close closes the driver's connection in the background, its prepared
 // statements first as database/sql does, so that nobody has to wait for it.
 // It is called by who parked or killed the connection, and so once.
-func (s *serverConn) close() {
-	go func() {
-		for _, st := range s.stmts {
-			st.si.Close()
-		}
-		s.err = s.ci.Close()
-		close(s.done)
-		s.gen.c.removeOrphan(s)
-		s.gen.remove(s)
-	}()
+func (s *serverConn) close() { go s.closeOnce() }
+
+func (s *serverConn) closeOnce() {
+	if !s.closing.CompareAndSwap(false, true) {
+		return
+	}
+	for _, st := range s.stmts {
+		st.si.Close()
+	}
+	s.err = s.ci.Close()
+	close(s.done)
+	s.gen.c.removeOrphan(s)
+	s.gen.remove(s)
 }
 
-// awaitClose waits for the connection to be closed, for a while.
+// awaitClose waits for the connection to be closed, for a while. It sees to it
+// that this does not have to wait for all others that a change closes.
 func (s *serverConn) awaitClose(ctx context.Context) error {
 	select {
 	case <-s.done:
 		return nil
 	default:
+		go s.closeOnce()
 	}
 	limit := time.NewTimer(patience)
 	defer limit.Stop()

@@ -6,8 +6,10 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,22 +70,24 @@ var dataSourceNames = []struct {
 }
 
 func TestDataSourceName(t *testing.T) {
-	for _, tt := range dataSourceNames {
-		t.Run(tt.name, func(t *testing.T) {
-			db, err := sql.Open("hotload", tt.dsn)
-			if err == nil {
-				db.Close()
-			}
-			if (err != nil) != (tt.bad != nil) {
-				t.Fatalf("Open: %v", err)
-			}
-			for _, part := range tt.bad {
-				if text := err.Error(); !strings.HasPrefix(text, "hotload: ") || !strings.Contains(text, part) || strings.Contains(text, "S3CRET") {
-					t.Errorf("error %q: want it to begin with hotload: and say %q", text, part)
+	t.Run("R-1/sql.Open checks and starts nothing", func(t *testing.T) {
+		for _, tt := range dataSourceNames {
+			t.Run(tt.name, func(t *testing.T) {
+				db, err := sql.Open("hotload", tt.dsn)
+				if err == nil {
+					db.Close()
 				}
-			}
-		})
-	}
+				if (err != nil) != (tt.bad != nil) {
+					t.Fatalf("Open: %v", err)
+				}
+				for _, part := range tt.bad {
+					if text := err.Error(); !strings.HasPrefix(text, "hotload: ") || !strings.Contains(text, part) || strings.Contains(text, "S3CRET") {
+						t.Errorf("error %q: want it to begin with hotload: and say %q", text, part)
+					}
+				}
+			})
+		}
+	})
 }
 
 func FuzzDataSourceName(f *testing.F) {
@@ -107,25 +111,27 @@ func FuzzDataSourceName(f *testing.F) {
 
 // TestOptions checks what reaches the strategy.
 func TestOptions(t *testing.T) {
-	type watched struct {
-		path    string
-		options url.Values
-	}
-	got := make(chan watched, 1)
-	strategy := watchFunc(func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
-		got <- watched{pth, options}
-		return "1", nil, nil
+	t.Run("R-2/keeps its own options from the strategy", func(t *testing.T) {
+		type watched struct {
+			path    string
+			options url.Values
+		}
+		got := make(chan watched, 1)
+		strategy := watchFunc(func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+			got <- watched{pth, options}
+			return "1", nil, nil
+		})
+		db, err := sql.Open("hotload", register(newFake(t), strategy)+"/b%20c%2Fd?poll=1s&forceKill=30s&x=1&x=2&probe=true&forcekill=true")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		ask(t, db)
+		want := watched{"/path/b c/d", url.Values{"poll": {"1s"}, "x": {"1", "2"}, "forcekill": {"true"}}}
+		if have := <-got; !reflect.DeepEqual(have, want) {
+			t.Errorf("Watch: have %v, want %v", have, want)
+		}
 	})
-	db, err := sql.Open("hotload", register(newFake(t), strategy)+"/b%20c%2Fd?poll=1s&forceKill=30s&x=1&x=2&probe=true&forcekill=true")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	ask(t, db)
-	want := watched{"/path/b c/d", url.Values{"poll": {"1s"}, "x": {"1", "2"}, "forcekill": {"true"}}}
-	if have := <-got; !reflect.DeepEqual(have, want) {
-		t.Errorf("Watch: have %v, want %v", have, want)
-	}
 }
 
 func TestRegisterPanics(t *testing.T) {
@@ -177,12 +183,12 @@ func (g *gate) pass() {
 }
 
 func TestFirstConnect(t *testing.T) {
-	t.Run("nothing is started before", func(t *testing.T) {
+	t.Run("nothing is started by sql.Open", func(t *testing.T) {
 		f, src := newFake(t), newSource("1")
 		open(t, f, src, "").Close()
 		want(t, "watches", src.watches.Load(), 0)
 	})
-	t.Run("is shared, each caller with its own deadline", func(t *testing.T) {
+	t.Run("R-3/first connects share one watch", func(t *testing.T) {
 		g := newGate()
 		var watches atomic.Int32
 		db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
@@ -208,7 +214,7 @@ func TestFirstConnect(t *testing.T) {
 		}
 		want(t, "watches", watches.Load(), 1)
 	})
-	t.Run("a Watch that fails is the operation's error, and the next one tries again", func(t *testing.T) {
+	t.Run("R-4/an error of Watch is the operation's and the next connect tries again", func(t *testing.T) {
 		errWatch := errors.New("no such thing")
 		src := newSource("1")
 		var watches int
@@ -226,19 +232,17 @@ func TestFirstConnect(t *testing.T) {
 		want(t, "value", ask(t, db), "1")
 		want(t, "watches", watches, 3)
 	})
-	for _, tt := range []struct{ name, value string }{
-		{"an empty value is its error", ""},
-		{"a refused value is its error", "bad S3CRET"},
-	} {
-		t.Run(tt.name+", and the next value can be good", func(t *testing.T) {
-			src := newSource(tt.value)
+	for name, value := range map[string]string{"empty": "", "refused by the driver": "bad S3CRET"} {
+		t.Run("R-5/a refused first value is an error and the next can be good", func(t *testing.T) {
+			t.Log(name)
+			src := newSource(value)
 			db := open(t, ctxFake{newFake(t)}, src, "")
 			for range 2 {
 				err := db.Ping()
 				if err == nil || !strings.HasPrefix(err.Error(), "hotload: ") || strings.Contains(err.Error(), "S3CRET") {
 					t.Errorf("ping: %v", err)
 				}
-				if inner := errors.Unwrap(err); (inner != nil) != (tt.value != "") {
+				if inner := errors.Unwrap(err); (inner != nil) != (value != "") {
 					t.Errorf("the driver's error: %v", inner)
 				}
 			}
@@ -255,27 +259,30 @@ func TestValues(t *testing.T) {
 	db := open(t, ctxFake{f}, src, "")
 	want(t, "value", ask(t, db), "1")
 	for _, tt := range []struct {
-		set, want string
-		opened    int64
-		logged    []string
+		name, set, want string
+		opened          int64
+		logged          []string
 	}{
-		{"1", "1", 1, nil},
-		{"", "1", 1, []string{"hotload: value refused", "reason=empty"}},
-		{"bad S3CRET", "1", 1, []string{"hotload: value refused", "reason=driver", "error_type=*errors.errorString"}},
-		{"2", "2", 2, []string{"hotload: value accepted", "generation=2", "closed=1", "in_use=0"}},
-		{"2", "2", 2, nil},
-		{"1", "1", 3, []string{"hotload: value accepted", "generation=3", "closed=1", "in_use=0"}},
+		{"R-6/an equal value is no change", "1", "1", 1, nil},
+		{"R-7/a refused value changes nothing", "", "1", 1, []string{"hotload: value refused", "reason=empty"}},
+		{"the same again", "", "1", 1, nil},
+		{"refused by the driver", "bad S3CRET", "1", 1, []string{"hotload: value refused", "reason=driver", "error_type=*errors.errorString"}},
+		{"R-8/puts each value in force in turn", "2", "2", 2, []string{"hotload: value accepted", "generation=2", "closed=1", "in_use=0"}},
+		{"equal again", "2", "2", 2, nil},
+		{"an earlier value", "1", "1", 3, []string{"hotload: value accepted", "generation=3", "closed=1", "in_use=0"}},
 	} {
-		before := log.count("accepted") + log.count("refused")
-		src.set(tt.set)
-		want(t, "value", ask(t, db), tt.want)
-		want(t, "connections opened", f.opened.Load(), tt.opened)
-		more := 0
-		if tt.logged != nil {
-			more = 1
-			want(t, "lines with "+strings.Join(tt.logged, " "), log.count(tt.logged...), 1)
-		}
-		want(t, "lines logged", log.count("accepted")+log.count("refused"), before+more)
+		t.Run(tt.name, func(t *testing.T) {
+			before := log.count("accepted") + log.count("refused")
+			src.set(tt.set)
+			want(t, "value", ask(t, db), tt.want)
+			want(t, "connections opened", f.opened.Load(), tt.opened)
+			more := 0
+			if tt.logged != nil {
+				more = 1
+				want(t, "lines with "+strings.Join(tt.logged, " "), log.count(tt.logged...), 1)
+			}
+			want(t, "lines logged", log.count("accepted")+log.count("refused"), before+more)
+		})
 	}
 	if strings.Contains(log.String(), "S3CRET") {
 		t.Errorf("a value is logged:\n%s", log)
@@ -284,65 +291,67 @@ func TestValues(t *testing.T) {
 
 // TestWatchAgain checks the pauses before Watch is called again.
 func TestWatchAgain(t *testing.T) {
-	log := collect(t)
-	synctest.Test(t, func(t *testing.T) {
-		began := time.Now()
-		type watch struct {
-			after time.Duration // since the one before it
-			value chan string
-		}
-		watches := make(chan watch)
-		var failing atomic.Bool
-		db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
-			w := watch{time.Since(began), make(chan string)}
-			began = time.Now()
-			if ctx.Err() != nil {
-				return "", nil, ctx.Err()
+	t.Run("R-11/watches again with back-off", func(t *testing.T) {
+		log := collect(t)
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			type watch struct {
+				after time.Duration // since the one before it
+				value chan string
 			}
-			watches <- w
-			if failing.Load() {
-				return "", nil, errors.New("lost")
+			watches := make(chan watch)
+			var failing atomic.Bool
+			db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
+				w := watch{time.Since(began), make(chan string)}
+				began = time.Now()
+				if ctx.Err() != nil {
+					return "", nil, ctx.Err()
+				}
+				watches <- w
+				if failing.Load() {
+					return "", nil, errors.New("lost")
+				}
+				return fmt.Sprint(w.after), w.value, nil
+			}), "")
+			go db.Ping()
+			w := <-watches
+			for _, tt := range []struct {
+				lasts time.Duration
+				fail  bool
+				want  time.Duration
+			}{
+				{0, false, 100 * time.Millisecond},
+				{time.Second, false, 200 * time.Millisecond},
+				{0, true, 400 * time.Millisecond},
+				{0, false, 800 * time.Millisecond},
+				{0, false, 1600 * time.Millisecond},
+				{0, false, 3200 * time.Millisecond},
+				{0, false, 6400 * time.Millisecond},
+				{0, false, 12800 * time.Millisecond},
+				{0, false, 25600 * time.Millisecond},
+				{0, false, 30 * time.Second},
+				{30 * time.Second, false, 30 * time.Second},
+				{30*time.Second + time.Millisecond, false, 100 * time.Millisecond},
+				{0, false, 200 * time.Millisecond},
+			} {
+				time.Sleep(tt.lasts)
+				synctest.Wait()
+				if !failing.Load() {
+					close(w.value)
+				}
+				failing.Store(tt.fail)
+				w = <-watches
+				want(t, "time since the last Watch", w.after, tt.lasts+tt.want)
+				synctest.Wait()
 			}
-			return fmt.Sprint(w.after), w.value, nil
-		}), "")
-		go db.Ping()
-		w := <-watches
-		for _, tt := range []struct {
-			lasts time.Duration
-			fail  bool
-			want  time.Duration
-		}{
-			{0, false, 100 * time.Millisecond},
-			{time.Second, false, 200 * time.Millisecond},
-			{0, true, 400 * time.Millisecond},
-			{0, false, 800 * time.Millisecond},
-			{0, false, 1600 * time.Millisecond},
-			{0, false, 3200 * time.Millisecond},
-			{0, false, 6400 * time.Millisecond},
-			{0, false, 12800 * time.Millisecond},
-			{0, false, 25600 * time.Millisecond},
-			{0, false, 30 * time.Second},
-			{30 * time.Second, false, 30 * time.Second},
-			{30*time.Second + time.Millisecond, false, 100 * time.Millisecond},
-			{0, false, 200 * time.Millisecond},
-		} {
-			time.Sleep(tt.lasts)
-			synctest.Wait()
-			if !failing.Load() {
-				close(w.value)
-			}
-			failing.Store(tt.fail)
-			w = <-watches
-			want(t, "time since the last Watch", w.after, tt.lasts+tt.want)
-			synctest.Wait()
-		}
-		// The last value stays in force meanwhile; that of a new watch is taken up.
-		want(t, "value", ask(t, db), "200ms")
-		db.Close()
+			// The last value stays in force meanwhile; that of a new watch is taken up.
+			want(t, "value", ask(t, db), "200ms")
+			db.Close()
+		})
+		want(t, "watches lost", log.count("level=WARN", "hotload: watch lost"), 12+1)
+		want(t, "because Watch failed", log.count("hotload: watch lost", "error_type=*errors.errorString"), 1)
+		want(t, "watches regained", log.count("hotload: watch regained"), 12)
 	})
-	want(t, "watches lost", log.count("level=WARN", "hotload: watch lost"), 12+1)
-	want(t, "because Watch failed", log.count("hotload: watch lost", "error_type=*errors.errorString"), 1)
-	want(t, "watches regained", log.count("hotload: watch regained"), 12)
 }
 
 // TestIdle proves that connections not in use close at the change, without
@@ -372,14 +381,18 @@ func TestIdle(t *testing.T) {
 		}
 		conn.Close()
 	}
-	src.set("2")
-	for range 10 {
-		receive(t, "Close of a connection", g.arrived)
-	}
-	want(t, "accepted", log.count("hotload: value accepted", "generation=2", "closed=10", "in_use=0"), 1)
-	src.set("3")
-	want(t, "drained", log.count("hotload: generation drained", "generation=1"), 0)
-	want(t, "value of a connection not used yet", ask(t, conns[8]), "3")
+	t.Run("R-16/what is not in use closes at once", func(t *testing.T) {
+		src.set("2")
+		for range 10 {
+			receive(t, "Close of a connection", g.arrived)
+		}
+		want(t, "accepted", log.count("hotload: value accepted", "generation=2", "closed=10", "in_use=0"), 1)
+	})
+	t.Run("R-17/a Close that blocks holds up nobody", func(t *testing.T) {
+		src.set("3")
+		want(t, "value of a connection not used yet", ask(t, conns[8]), "3")
+		want(t, "drained", log.count("hotload: generation drained", "generation=1"), 0)
+	})
 	close(g.open)
 	await(t, "generation 1 drained", func() bool { return log.count("hotload: generation drained", "generation=1") == 1 })
 	want(t, "value", ask(t, db), "3")
@@ -468,7 +481,8 @@ func TestInUse(t *testing.T) {
 			want(t, "value", ask(t, conn), "0")
 		}},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
+		t.Run("R-15/what is in use finishes on its connection", func(t *testing.T) {
+			t.Log(tt.name)
 			log := collect(t)
 			f, src := newFake(t), newSource("0")
 			f.rowCount = 3
@@ -516,7 +530,7 @@ func TestDial(t *testing.T) {
 		}
 		return g
 	}
-	t.Run("hung: moves to the new value, and what completes late is closed", func(t *testing.T) {
+	t.Run("R-23/a hung dial moves to the new value", func(t *testing.T) {
 		eachDriver(t, func(t *testing.T, f *fake, d driver.Driver) {
 			log := collect(t)
 			src := newSource("1")
@@ -540,7 +554,7 @@ func TestDial(t *testing.T) {
 			want(t, "value", ask(t, db), "2")
 		})
 	})
-	t.Run("ends at the very change", func(t *testing.T) {
+	t.Run("R-24/a late connection is closed", func(t *testing.T) {
 		f, src := newFake(t), newSource("0")
 		ended := newGate()
 		close(ended.open)
@@ -571,7 +585,7 @@ func TestDial(t *testing.T) {
 			conn.Close()
 		}
 	})
-	t.Run("hung: honours its caller's deadline, and holds up no other pool", func(t *testing.T) {
+	t.Run("R-25/a dial honours its caller's deadline", func(t *testing.T) {
 		eachDriver(t, func(t *testing.T, f *fake, d driver.Driver) {
 			g := hang(f, "1")
 			defer close(g.open)
@@ -606,7 +620,7 @@ func TestDial(t *testing.T) {
 			want(t, "value", receive(t, "query", answer), "3")
 		})
 	})
-	t.Run("fails: that is the operation's error", func(t *testing.T) {
+	t.Run("R-27/an error of a dial is the driver's own", func(t *testing.T) {
 		eachDriver(t, func(t *testing.T, f *fake, d driver.Driver) {
 			errDial := errors.New("refused")
 			f.onOpen = func(_ context.Context, v string) error {
@@ -628,7 +642,7 @@ func TestDial(t *testing.T) {
 			want(t, "value", ask(t, db), "3")
 		})
 	})
-	t.Run("an Open that was left serves the next caller", func(t *testing.T) {
+	t.Run("R-26/an Open that was left serves the next caller", func(t *testing.T) {
 		f := newFake(t)
 		g := hang(f, "1")
 		db := open(t, f, newSource("1"), "")
@@ -683,7 +697,7 @@ func TestMoments(t *testing.T) {
 		conn.Close()
 		want(t, "value", receive(t, "query", answer), "2")
 	})
-	t.Run("first use after db.Conn", func(t *testing.T) {
+	t.Run("R-19/the first use of a sql.Conn is on the value in force", func(t *testing.T) {
 		for _, use := range []string{"query", "exec with arguments", "prepare", "begin", "ping", "raw"} {
 			t.Run(use, func(t *testing.T) {
 				f, src := newFake(t), newSource("1")
@@ -771,23 +785,33 @@ func TestMoments(t *testing.T) {
 		f, src := newFake(t), newSource("1")
 		g := newGate()
 		f.onCall = func(_ context.Context, c *fakeConn, call string) error {
-			if call == "ResetSession" && c.value == "1" {
+			if call == "ResetSession" {
 				g.pass()
-				return driver.ErrBadConn // of no consequence any more
+				return driver.ErrBadConn
 			}
 			return nil
 		}
-		db := open(t, f, src, "")
-		ask(t, db)
-		answer := make(chan string)
-		go func() { answer <- ask(t, db) }()
+		// Without database/sql, which tries again.
+		connector, err := open(t, f, src, "").Driver().(driver.DriverContext).OpenConnector(register(f, src))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer connector.(io.Closer).Close()
+		conn, err := connector.Connect(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		reset := make(chan error)
+		go func() { reset <- conn.(driver.SessionResetter).ResetSession(t.Context()) }()
 		receive(t, "ResetSession", g.arrived)
 		src.set("2")
+		want(t, "connections on the old value", f.liveOn("1"), 1) // not under the call
 		close(g.open)
-		want(t, "value", receive(t, "query", answer), "2")
-		want(t, "connections", f.opened.Load(), 2)
+		want(t, "error of a connection that is superseded", receive(t, "ResetSession", reset), nil)
+		await(t, "the old connection is closed", func() bool { return f.liveOn("1") == 0 })
 	})
-	t.Run("a prepared statement", func(t *testing.T) {
+	t.Run("R-20/prepared statements go on", func(t *testing.T) {
 		f, src := newFake(t), newSource("1")
 		db := open(t, f, src, "")
 		stmt, err := db.Prepare("ask ? ?")
@@ -805,6 +829,23 @@ func TestMoments(t *testing.T) {
 			src.set(strconv.Itoa(-n))
 			err := stmt.QueryRow(special{"a"}).Scan(&value)
 			want(t, "error", fmt.Sprint(err), "sql: expected 2 arguments, got 1")
+		}
+	})
+	t.Run("R-21/arguments are the driver's to convert", func(t *testing.T) {
+		f, src := newFake(t), newSource("0")
+		db := open(t, f, src, "")
+		for n, use := range []func() error{
+			func() error { _, err := db.Exec("insert", special{"a"}, 1, time.Time{}); return err },
+			func() error { return db.QueryRow("ask", sql.Named("n", special{"a"})).Scan(new(string)) },
+			func() error { _, err := db.Exec("insert", struct{}{}); return err },
+		} {
+			before := use() // on a connection
+			ask(t, db)
+			src.set(strconv.Itoa(n + 1))
+			after := use() // without one
+			want(t, "error", fmt.Sprint(after), fmt.Sprint(before))
+			want(t, "is an error", after != nil, n == 2)
+			want(t, "value", ask(t, db), strconv.Itoa(n+1))
 		}
 	})
 	t.Run("a waiter that gives up", func(t *testing.T) {
@@ -863,72 +904,76 @@ func TestMoments(t *testing.T) {
 // TestNobodyWaits is the measured hang of pools whose stale connections answer
 // ErrBadConn: with changes quick enough, a caller waited for ever.
 func TestNobodyWaits(t *testing.T) {
-	f, src := newFake(t), newSource("-1")
-	db := open(t, f, src, "")
-	db.SetMaxOpenConns(3)
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	var wg sync.WaitGroup
-	var ops atomic.Int64
-	for range 6 {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				ask(t, db)
-				ops.Add(1)
-			}
-		})
-	}
-	for n := range 1500 {
-		src.set(strconv.Itoa(n))
-	}
-	stop()
-	done := make(chan struct{})
-	go func() { wg.Wait(); close(done) }()
-	receive(t, "every caller has come back", done)
-	t.Logf("%d operations", ops.Load())
+	t.Run("R-14/nobody waits", func(t *testing.T) {
+		f, src := newFake(t), newSource("-1")
+		db := open(t, f, src, "")
+		db.SetMaxOpenConns(3)
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		var wg sync.WaitGroup
+		var ops atomic.Int64
+		for range 6 {
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					ask(t, db)
+					ops.Add(1)
+				}
+			})
+		}
+		for n := range 1500 {
+			src.set(strconv.Itoa(n))
+		}
+		stop()
+		done := make(chan struct{})
+		go func() { wg.Wait(); close(done) }()
+		receive(t, "every caller has come back", done)
+		t.Logf("%d operations", ops.Load())
+	})
 }
 
 // TestRecovery has 40 connections in use by 200 callers at a change, with dials
 // of 20 ms: they dial in parallel, so that no operation takes more than a few
 // dials' time.
 func TestRecovery(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const dial = 20 * time.Millisecond
-		f, src := newFake(t), newSource("1")
-		f.onOpen = func(context.Context, string) error { time.Sleep(dial); return nil }
-		f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
-			if call == "Exec work" {
-				time.Sleep(time.Millisecond / 10) // short, as database/sql serves waiters in random order
-			}
-			return nil
-		}
-		db := open(t, f, src, "")
-		db.SetMaxOpenConns(40)
-		db.SetMaxIdleConns(40)
-		ctx, stop := context.WithCancel(t.Context())
-		var wg sync.WaitGroup
-		var worst atomic.Int64
-		for range 200 {
-			wg.Go(func() {
-				for ctx.Err() == nil {
-					began := time.Now()
-					if _, err := db.Exec("work"); err != nil {
-						t.Error(err)
-					}
-					raise(&worst, int64(time.Since(began)))
+	t.Run("R-22/the pool recovers in parallel", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			const dial = 20 * time.Millisecond
+			f, src := newFake(t), newSource("1")
+			f.onOpen = func(context.Context, string) error { time.Sleep(dial); return nil }
+			f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
+				if call == "Exec work" {
+					time.Sleep(time.Millisecond / 10) // short, as database/sql serves waiters in random order
 				}
-			})
-		}
-		time.Sleep(5 * dial)
-		worst.Store(0)
-		src.set("2")
-		time.Sleep(5 * dial)
-		stop()
-		wg.Wait()
-		if worst := time.Duration(worst.Load()); worst > 3*dial {
-			t.Errorf("the slowest operation took %v, want at most %v", worst, 3*dial)
-		}
-		db.Close()
+				return nil
+			}
+			db := open(t, f, src, "")
+			db.SetMaxOpenConns(40)
+			db.SetMaxIdleConns(40)
+			ctx, stop := context.WithCancel(t.Context())
+			var wg sync.WaitGroup
+			var worst atomic.Int64
+			for range 200 {
+				wg.Go(func() {
+					for ctx.Err() == nil {
+						began := time.Now()
+						if _, err := db.Exec("work"); err != nil {
+							t.Error(err)
+						}
+						raise(&worst, int64(time.Since(began)))
+					}
+				})
+			}
+			time.Sleep(5 * dial)
+			worst.Store(0)
+			src.set("2")
+			time.Sleep(5 * dial)
+			stop()
+			wg.Wait()
+			if worst := time.Duration(worst.Load()); worst > 3*dial {
+				t.Errorf("the slowest operation took %v, want at most %v", worst, 3*dial)
+			}
+			db.Close()
+		})
 	})
 }
 
@@ -936,7 +981,8 @@ func TestRecovery(t *testing.T) {
 // MaxOpenConns while old ones close slowly.
 func TestMaxOpenConns(t *testing.T) {
 	for _, idle := range []int{0, 2, 8} {
-		t.Run(fmt.Sprintf("idle=%d", idle), func(t *testing.T) {
+		t.Run("R-18/keeps to MaxOpenConns", func(t *testing.T) {
+			t.Logf("MaxIdleConns %d", idle)
 			synctest.Test(t, func(t *testing.T) {
 				f, src := newFake(t), newSource("0")
 				f.onClose = func(*fakeConn) { time.Sleep(30 * time.Millisecond) }
@@ -973,31 +1019,54 @@ func TestMaxOpenConns(t *testing.T) {
 	}
 }
 
-// TestClose proves G9, in bubbles that end only when every goroutine has.
+// TestClose proves G9.
 func TestClose(t *testing.T) {
-	bubble := func(name string, test func(t *testing.T, f *fake, src *source, db *sql.DB)) {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f, src := newFake(t), newSource("1")
-				test(t, f, src, open(t, ctxFake{f}, src, ""))
-				synctest.Wait()
-				want(t, "connections", len(f.live()), 0)
-			})
+	t.Run("R-36/Close leaves nothing behind", closeLeavesNothing)
+	t.Run("R-37/Close waits for nobody who hangs", closeWaitsForNobody)
+	t.Run("R-39/a connection of Driver.Open ends its watch", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake(t)
+			db := open(t, f, newSource("1"), "")
+			conn, err := db.Driver().Open(register(f, newSource("1")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := conn.Close(); err != nil {
+				t.Error(err)
+			}
+			want(t, "connections", len(f.live()), 0)
+			db.Close()
 		})
-	}
-	bubble("idle", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+	})
+}
+
+// closing runs a test of DB.Close in a bubble, which ends only when every
+// goroutine in it has.
+func closing(t *testing.T, name string, test func(t *testing.T, f *fake, src *source, db *sql.DB)) {
+	t.Run(name, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f, src := newFake(t), newSource("1")
+			test(t, f, src, open(t, ctxFake{f}, src, ""))
+			synctest.Wait()
+			want(t, "connections", len(f.live()), 0)
+		})
+	})
+}
+
+func closeLeavesNothing(t *testing.T) {
+	closing(t, "idle", func(t *testing.T, f *fake, src *source, db *sql.DB) {
 		ask(t, db)
 		db.Close()
 		want(t, "connections", len(f.live()), 0)
 	})
-	bubble("just after a change", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+	closing(t, "just after a change", func(t *testing.T, f *fake, src *source, db *sql.DB) {
 		f.onClose = func(*fakeConn) { time.Sleep(patience / 2) }
 		ask(t, db)
 		src.set("2")
 		db.Close()
 		want(t, "connections", len(f.live()), 0)
 	})
-	bubble("in use", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+	closing(t, "in use", func(t *testing.T, f *fake, src *source, db *sql.DB) {
 		tx, err := db.Begin()
 		if err != nil {
 			t.Fatal(err)
@@ -1015,7 +1084,7 @@ func TestClose(t *testing.T) {
 		want(t, "value on a connection", ask(t, conn), "2")
 		conn.Close()
 	})
-	bubble("during a dial", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+	closing(t, "during a dial", func(t *testing.T, f *fake, src *source, db *sql.DB) {
 		ask(t, db)
 		f.onOpen = func(ctx context.Context, value string) error { time.Sleep(time.Second); return nil }
 		answer := make(chan error)
@@ -1034,7 +1103,26 @@ func TestClose(t *testing.T) {
 		}
 		conn.Close()
 	})
-	bubble("with a Close that hangs", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+	t.Run("the watch is gone when it returns", func(t *testing.T) {
+		var gone atomic.Bool
+		db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
+			values := make(chan string)
+			go func() {
+				<-ctx.Done()
+				time.Sleep(10 * time.Millisecond)
+				gone.Store(true)
+				close(values)
+			}()
+			return "1", values, nil
+		}), "")
+		ask(t, db)
+		db.Close()
+		want(t, "the watch is gone", gone.Load(), true)
+	})
+}
+
+func closeWaitsForNobody(t *testing.T) {
+	closing(t, "with a Close that hangs", func(t *testing.T, f *fake, src *source, db *sql.DB) {
 		open := make(chan struct{})
 		f.onClose = func(*fakeConn) { <-open }
 		ask(t, db)
@@ -1045,7 +1133,7 @@ func TestClose(t *testing.T) {
 		}
 		close(open)
 	})
-	bubble("with a Close that hangs since a change", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+	closing(t, "with a Close that hangs since a change", func(t *testing.T, f *fake, src *source, db *sql.DB) {
 		open := make(chan struct{})
 		f.onClose = func(*fakeConn) { <-open }
 		ask(t, db)
@@ -1097,22 +1185,6 @@ func TestClose(t *testing.T) {
 			}
 		})
 	})
-	t.Run("the watch is gone when it returns", func(t *testing.T) {
-		var gone atomic.Bool
-		db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
-			values := make(chan string)
-			go func() {
-				<-ctx.Done()
-				time.Sleep(10 * time.Millisecond)
-				gone.Store(true)
-				close(values)
-			}()
-			return "1", values, nil
-		}), "")
-		ask(t, db)
-		db.Close()
-		want(t, "the watch is gone", gone.Load(), true)
-	})
 }
 
 // patience is hotload's: how long it waits for what cannot be hurried.
@@ -1121,32 +1193,34 @@ const patience = time.Second
 // TestClosers proves that the driver's connectors are closed once each: a
 // superseded one when its generation has drained, the last one by DB.Close.
 func TestClosers(t *testing.T) {
-	f, src := newFake(t), newSource("1")
-	var mu sync.Mutex
-	var closed []string
-	d := closerDriver{ctxFake{f}, func(value string) {
-		mu.Lock()
-		defer mu.Unlock()
-		closed = append(closed, value)
-	}}
-	have := func() string {
-		mu.Lock()
-		defer mu.Unlock()
-		return strings.Join(slices.Clone(closed), " ")
-	}
-	db := open(t, d, src, "")
-	tx, err := db.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	src.set("2")
-	src.set("3")
-	await(t, "the connector of 2 is closed", func() bool { return have() == "2" })
-	tx.Rollback()
-	await(t, "the connector of 1 is closed", func() bool { return have() == "2 1" })
-	ask(t, db)
-	db.Close()
-	want(t, "connectors closed", have(), "2 1 3")
+	t.Run("R-38/each connector is closed once", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		var mu sync.Mutex
+		var closed []string
+		d := closerDriver{ctxFake{f}, func(value string) {
+			mu.Lock()
+			defer mu.Unlock()
+			closed = append(closed, value)
+		}}
+		have := func() string {
+			mu.Lock()
+			defer mu.Unlock()
+			return strings.Join(slices.Clone(closed), " ")
+		}
+		db := open(t, d, src, "")
+		tx, err := db.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		src.set("2")
+		src.set("3")
+		await(t, "the connector of 2 is closed", func() bool { return have() == "2" })
+		tx.Rollback()
+		await(t, "the connector of 1 is closed", func() bool { return have() == "2 1" })
+		ask(t, db)
+		db.Close()
+		want(t, "connectors closed", have(), "2 1 3")
+	})
 }
 
 // A closerDriver makes connectors that are io.Closers.
@@ -1166,3 +1240,90 @@ func (d closerDriver) OpenConnector(value string) (driver.Connector, error) {
 }
 
 func (c closerConnector) Close() error { c.closed(); return nil }
+
+// TestEvents checks what operators see.
+func TestEvents(t *testing.T) {
+	t.Run("R-41/logs each event", func(t *testing.T) {
+		log := collect(t)
+		f := newFake(t)
+		values := make(chan chan string)
+		watch := func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
+			c := make(chan string)
+			select {
+			case values <- c:
+			case <-ctx.Done():
+			}
+			return "1", c, nil
+		}
+		db := open(t, ctxFake{f}, watchFunc(watch), "forceKill=true")
+		go db.Ping()
+		c := <-values
+		tx, err := db.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask(t, db) // leaves an idle connection
+		c <- "bad"
+		c <- ""
+		c <- "2"
+		await(t, "the transaction is killed", func() bool { return f.liveOn("1") == 0 })
+		if err := tx.Commit(); !errors.Is(err, hotload.ErrKilled) {
+			t.Errorf("commit: %v", err)
+		}
+		close(c)
+		c = <-values
+		await(t, "the value of the new watch", func() bool { return ask(t, db) == "1" })
+		pool := regexp.MustCompile("strategy=(test[0-9]+) driver=(test[0-9]+) path=/path").FindString(log.String())
+		for _, line := range []string{
+			`level=INFO msg="hotload: value accepted" POOL generation=1 closed=0 in_use=0`,
+			`level=WARN msg="hotload: value refused" POOL reason=driver error_type=*errors.errorString`,
+			`level=WARN msg="hotload: value refused" POOL reason=empty`,
+			`level=INFO msg="hotload: value accepted" POOL generation=2 closed=1 in_use=1`,
+			`level=WARN msg="hotload: connections killed" POOL generation=1 killed=1`,
+			`level=INFO msg="hotload: generation drained" POOL generation=1`,
+			`level=WARN msg="hotload: watch lost" POOL`,
+			`level=INFO msg="hotload: watch regained" POOL`,
+			`level=INFO msg="hotload: value accepted" POOL generation=3 closed=0 in_use=0`,
+		} {
+			line = strings.Replace(line, "POOL", pool, 1) + "\n"
+			await(t, line, func() bool { return strings.Contains(log.String(), line) })
+		}
+	})
+	t.Run("R-42/drained means that nothing is left", func(t *testing.T) {
+		log := collect(t)
+		f, src := newFake(t), newSource("1")
+		db := open(t, f, src, "")
+		drained := func() int { return log.count("hotload: generation drained", "generation=1") }
+		tx, err := db.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dial, closing := newGate(), newGate()
+		f.onOpen = func(_ context.Context, v string) error {
+			if v == "1" {
+				dial.pass()
+			}
+			return nil
+		}
+		f.onClose = func(c *fakeConn) {
+			if c.value == "1" {
+				closing.pass()
+			}
+		}
+		go db.Exec("insert")
+		receive(t, "dial", dial.arrived)
+		src.set("2")
+		tx.Rollback()
+		receive(t, "Close of what was in use", closing.arrived)
+		want(t, "drained before that Close has returned", drained(), 0)
+		close(closing.open)
+		await(t, "it is closed", func() bool { return f.liveOn("1") == 0 })
+		want(t, "drained before the dial has returned", drained(), 0)
+		close(dial.open)
+		await(t, "drained", func() bool { return drained() == 1 })
+		want(t, "connections left", f.liveOn("1"), 0)
+		src.set("3")
+		await(t, "generation 2 drained", func() bool { return log.count("hotload: generation drained", "generation=2") == 1 })
+		want(t, "times that generation 1 drained", drained(), 1)
+	})
+}

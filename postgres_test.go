@@ -124,6 +124,8 @@ func TestPostgresStorm(t *testing.T) {
 				byValue, sum := connections()
 				return byValue[strconv.Itoa(changes)] == sum
 			})
+			s.failed.none(t)
+			s.stale.none(t)
 			t.Logf("%d operations, %d changes, %d failed, %d stale", s.ops.Load(), changes, s.failed.Load(), s.stale.Load())
 			s.db.Close()
 			await(t, "the server has no connection left", func() bool { _, sum := connections(); return sum == 0 })

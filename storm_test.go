@@ -23,8 +23,33 @@ type storm struct {
 	db      *sql.DB
 	applied atomic.Int64 // the number of a value that is in force for sure
 	ops     atomic.Int64
-	failed  atomic.Int64
-	stale   atomic.Int64
+	failed  firsts
+	stale   firsts
+}
+
+// firsts counts, and keeps the first message.
+type firsts struct {
+	atomic.Int64
+	first atomic.Pointer[string]
+}
+
+func (f *firsts) add(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	f.first.CompareAndSwap(nil, &text)
+	f.Add(1)
+}
+
+// none fails the test if anything was counted.
+func (f *firsts) none(t *testing.T) {
+	if n := f.Load(); n > 0 {
+		t.Errorf("%d times, first: %s", n, *f.first.Load())
+	}
+}
+
+// check is the requirements that every storm has to meet.
+func (s *storm) check(t *testing.T) {
+	t.Run("R-12/nothing new runs on an old value", s.stale.none)
+	t.Run("R-13/no operation fails", s.failed.none)
 }
 
 // op runs an operation that returns the value it ran on.
@@ -33,14 +58,12 @@ func (s *storm) op(what string, f func() (string, error)) {
 	value, err := f()
 	s.ops.Add(1)
 	if err != nil {
-		s.failed.Add(1)
-		s.t.Errorf("%s: %v", what, err)
+		s.failed.add("%s: %v", what, err)
 		return
 	}
 	n, err := strconv.ParseInt(value, 10, 64)
 	if err != nil || n < before {
-		s.stale.Add(1)
-		s.t.Errorf("%s: ran on value %q when %d was in force", what, value, before)
+		s.stale.add("%s: ran on value %q when %d was in force", what, value, before)
 	}
 	raise(&s.applied, n) // what one operation saw, later ones see too
 }
@@ -74,8 +97,7 @@ var workers = []struct {
 	{"conn", func(s *storm, _ *sql.Stmt) {
 		conn, err := s.db.Conn(s.t.Context())
 		if err != nil {
-			s.failed.Add(1)
-			s.t.Errorf("conn: %v", err)
+			s.failed.add("conn: %v", err)
 			return
 		}
 		defer conn.Close()
@@ -142,7 +164,10 @@ func TestStorm(t *testing.T) {
 				wg.Wait()
 				stmt.Close()
 				s.db.Close()
-				await(t, "every connection is closed", func() bool { return len(f.live()) == 0 })
+				t.Run("R-34/the driver is used as it demands", func(t *testing.T) { // the fake polices the rest
+					await(t, "every connection is closed", func() bool { return f.closed.Load() == f.opened.Load() })
+				})
+				s.check(t)
 				t.Logf("%d operations, %d changes, %d failed, %d stale, %d connections",
 					s.ops.Load(), changes, s.failed.Load(), s.stale.Load(), f.opened.Load())
 				if s.ops.Load() == 0 || changes == 0 {
@@ -190,4 +215,6 @@ func TestManyIdle(t *testing.T) {
 		close(done)
 		wg.Wait()
 	}
+	s.stale.none(t)
+	s.failed.none(t)
 }
