@@ -1,0 +1,68 @@
+package strategytest_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/infobloxopen/hotload/fsnotify"
+	"github.com/infobloxopen/hotload/strategytest"
+)
+
+func TestFileStrategy(t *testing.T) {
+	strategytest.Run(t, func(t *testing.T) strategytest.Subject {
+		file := filepath.Join(t.TempDir(), "dsn")
+		return strategytest.Subject{
+			Strategy: fsnotify.NewStrategy(),
+			Path:     file,
+			Set: func(value string) error {
+				if err := os.WriteFile(file+".new", []byte(value), 0o600); err != nil {
+					return err
+				}
+				return os.Rename(file+".new", file)
+			},
+			Remove: func() error { return os.Remove(file) },
+		}
+	})
+}
+
+// TestFileStrategyAdvised holds the file strategy to what SPEC.md advises but the suite does not test.
+func TestFileStrategyAdvised(t *testing.T) {
+	t.Run("S-27/says which source failed and how", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "nothing-here")
+		_, _, err := fsnotify.NewStrategy().Watch(t.Context(), file, nil)
+		if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "no such file") {
+			t.Errorf("want an error that names %s and says that it is not there, have %v", file, err)
+		}
+	})
+	t.Run("S-28/delivers no value twice running", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "dsn")
+		write := func(value string) {
+			t.Helper()
+			if err := os.WriteFile(file+".new", []byte(value), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(file+".new", file); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("one")
+		_, values, err := fsnotify.NewStrategy().Watch(t.Context(), file, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range []string{"one", "one", "two"} {
+			write(v)
+		}
+		if got := <-values; got != "two" {
+			t.Errorf("want two, have %q", got)
+		}
+		for _, v := range []string{"two", "two", "three"} {
+			write(v)
+		}
+		if got := <-values; got != "three" {
+			t.Errorf("want three, have %q", got)
+		}
+	})
+}

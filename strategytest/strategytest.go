@@ -1,0 +1,129 @@
+// Package strategytest is the strategy half of hotload's SPEC.md as a test suite.
+//
+// The author of a strategy hands [Run] a function that makes a fresh [Subject], and gets a
+// subtest for each requirement:
+//
+//	func TestStrategy(t *testing.T) {
+//		strategytest.Run(t, func(t *testing.T) strategytest.Subject {
+//			file := filepath.Join(t.TempDir(), "dsn")
+//			return strategytest.Subject{
+//				Strategy: mystrategy.New(),
+//				Path:     file,
+//				Set:      func(value string) error { return replaceFile(file, value) },
+//				Remove:   func() error { return os.Remove(file) },
+//			}
+//		})
+//	}
+//
+// # What a pass claims
+//
+// A pass means that no subtest saw a MUST broken, for the values, the number of watches and the
+// order of events that the suite tries. It says nothing about SHOULDs, about how fast changes
+// arrive, about what the strategy logs, or about sources failing in ways that the Subject has no
+// function for; a skipped subtest says what it lacked. Run it with -race, which is what finds
+// unguarded state, and more than once: some breaches show only when goroutines meet unluckily.
+//
+// A failure is never a matter of a slow machine: whatever the suite waits for it waits for during
+// [Subject].Patience, and "nothing may be delivered" is tested by what comes before a later value.
+//
+// # Limits
+//
+// A subtest that waits in vain fails and says for what; the next begins with a fresh Subject. A
+// call into the strategy that never returns cannot be ended from outside: its goroutine stays
+// until the test binary exits. The suite is not for a testing/synctest bubble.
+package strategytest
+
+import (
+	"context"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/infobloxopen/hotload"
+)
+
+// A Subject is a strategy to be tested and the means to change its source. The functions are
+// called one at a time, though not all from one goroutine, and while watches run; an error from
+// one of them fails the subtest. What they leave behind is for the author's t.Cleanup.
+type Subject struct {
+	Strategy hotload.Strategy
+	Path     string     // as hotload passes it: the path of the data source name, with its slash
+	Options  url.Values // as hotload passes them; nil if the strategy needs none
+
+	// Set makes value what the source holds, whole, and at once for a Watch that begins after Set
+	// has returned. It brings back a source that Remove took away. The values are printable
+	// text of at most 1,000 bytes, and empty or blank ones, for which Set may return
+	// [errors.ErrUnsupported] if the source cannot hold them.
+	Set func(value string) error
+
+	// Remove takes the source away, at once as well: the file is deleted, the key gone, the
+	// server down. May be nil.
+	Remove func() error
+
+	// Stall makes the source keep silent for the rest of the subtest: questions reach it and
+	// get no answer. May be nil, and should be for a source that always answers at once.
+	Stall func() error
+
+	// Patience is how long the suite waits for any one thing that must happen, before it
+	// calls it missing. Zero means 30 seconds. It must be well above the source's polling interval.
+	Patience time.Duration
+}
+
+// Run tests the strategy that newSubject returns, each requirement in a subtest of its own that
+// bears its ID, as in "S-20/closes its channel when its context ends", and with a Subject of its own.
+// A subtest that could only repeat the failure of an earlier one is skipped and says so; newSubject
+// must not call t.Parallel.
+func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
+	results := make(map[string]result)
+	for _, r := range requirements {
+		t.Run(r.name, func(t *testing.T) {
+			res := result{skipped: r.blocked(results)}
+			if res.skipped == "" {
+				s := newSubject(t)
+				if s.Strategy == nil || s.Set == nil {
+					t.Fatal("strategytest: a Subject needs a Strategy and a Set")
+				}
+				res = r.try(s)
+			}
+			results[r.id()] = res
+			switch {
+			case res.failed != "":
+				t.Error(res.failed)
+			case res.skipped != "":
+				t.Skip(res.skipped)
+			}
+		})
+	}
+}
+
+// A result is the outcome of one try of one requirement; with neither text, it held.
+type result struct {
+	failed  string
+	skipped string
+}
+
+const defaultPatience = 30 * time.Second
+
+// try runs r's check on s under a watchdog: the check runs in a goroutine of its own, names each
+// thing it is going to wait for, and is given up when one of them takes longer than the Patience.
+func (r *requirement) try(s Subject) result {
+	if s.Patience <= 0 {
+		s.Patience = defaultPatience
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	t := &trial{Subject: s, requirement: r, ctx: ctx, watchdog: time.NewTimer(s.Patience)}
+	defer t.watchdog.Stop()
+
+	done := make(chan result, 1)
+	go func() {
+		defer func() { done <- t.result }() // deferred: fail and skip end the goroutine
+		r.check(t)
+	}()
+	select {
+	case res := <-done:
+		return res
+	case <-t.watchdog.C:
+		return result{failed: r.breach("waited %v for %s", s.Patience, t.waiting.Load())}
+	}
+}
