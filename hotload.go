@@ -312,7 +312,7 @@ type connector struct {
 	closed  bool
 	watch   *watch                   // nil before the first connect and after a first Watch that failed
 	probing *probe                   // of the value that is to be put in force next; nil if there is none
-	orphans map[*serverConn]struct{} // closing still, when their proxies are closed already
+	orphans map[*serverConn]struct{} // closing, and counted by no pool
 
 	refused string // what was refused last, and why; used by run alone
 }
@@ -413,8 +413,8 @@ func (c *connector) Close() error {
 	return g.close()
 }
 
-// addOrphan notes a server connection that is closing while its proxy is
-// closed already.
+// addOrphan notes a server connection that is closing and has no proxy, or one
+// that is closed already.
 func (c *connector) addOrphan(s *serverConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -429,6 +429,12 @@ func (c *connector) removeOrphan(s *serverConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.orphans, s)
+}
+
+func (c *connector) hasOrphans() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.orphans) > 0
 }
 
 func (c *connector) takeOrphan() *serverConn {
@@ -484,10 +490,13 @@ func (c *connector) start(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.gen.Load() != nil {
+	switch {
+	case c.gen.Load() != nil:
 		return nil
+	case w.err != nil:
+		return w.err
 	}
-	return w.err
+	return errClosed // before the first value could be put in force
 }
 
 // The pause before Watch is called again doubles from the least to the most.
@@ -846,7 +855,9 @@ func (g *generation) dropSpares() {
 	g.spares = nil
 	g.mu.Unlock()
 	for _, s := range spares {
-		s.retire()
+		if s.retire() {
+			g.c.addOrphan(s)
+		}
 	}
 }
 
@@ -1243,7 +1254,7 @@ func (p *conn) Close() error {
 	case parked, killed:
 	default:
 		s.close()
-		if !s.superseded() {
+		if !s.superseded() && !p.c.hasOrphans() { // if one hangs, the next may too
 			s.awaitClose(context.Background())
 		}
 	}

@@ -1145,6 +1145,28 @@ func closeWaitsForNobody(t *testing.T) {
 		}
 		close(open)
 	})
+	closing(t, "with many a Close that hangs", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+		open := make(chan struct{})
+		f.onClose = func(*fakeConn) { <-open }
+		db.SetMaxIdleConns(10)
+		var conns []*sql.Conn
+		for range 10 {
+			conn, err := db.Conn(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			conns = append(conns, conn)
+		}
+		for _, conn := range conns {
+			conn.Close()
+		}
+		began := time.Now()
+		db.Close()
+		if took := time.Since(began); took > 2*patience {
+			t.Errorf("DB.Close took %v", took)
+		}
+		close(open)
+	})
 	for name, heeds := range map[string]bool{"during Watch": true, "during a Watch that ignores its context": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
