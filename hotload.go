@@ -63,7 +63,8 @@
 // # The driver's own connection
 //
 // What [sql.Conn.Raw] passes to its callback has a method Raw that returns the
-// driver's connection, or nil if one was needed and could not be opened:
+// driver's connection, or nil if that was killed, or one was needed and could
+// not be opened:
 //
 //	err := conn.Raw(func(driverConn any) error {
 //		c := driverConn.(interface{ Raw() driver.Conn }).Raw()
@@ -703,9 +704,10 @@ func (c *connector) publish(g *generation, p *probe) {
 	if old != nil {
 		old.end()
 		for _, s := range old.connections() {
-			if s.retire() {
+			switch {
+			case s.retire():
 				closed++
-			} else {
+			case s.state.Load() != parked: // else it is closing already
 				inUse++
 			}
 		}
@@ -755,13 +757,21 @@ const spareLife = 10 * time.Second
 // generation is superseded. The driver is called in a goroutine that the caller can
 // leave. An Open, which has no context, goes on then and serves the next
 // caller, so that there are never more of them than there were callers at a time.
-func (g *generation) dial(ctx context.Context) (*serverConn, error) {
+func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	defer func() {
+		if err != nil || g.connector == nil {
+			cancel() // else it ends with the connection
+		}
+	}()
 	defer context.AfterFunc(g.ctx, cancel)()
 	result := make(chan dialed, 1)
 
 	g.mu.Lock()
+	if g.ctx.Err() != nil { // asked under the lock: it may have drained
+		g.mu.Unlock()
+		return nil, context.Canceled
+	}
 	if last := len(g.spares) - 1; last >= 0 {
 		s := g.spares[last]
 		g.spares = g.spares[:last]
@@ -771,7 +781,7 @@ func (g *generation) dial(ctx context.Context) (*serverConn, error) {
 	g.waiting = append(g.waiting, result)
 	if g.connector != nil || g.dialing < len(g.waiting) {
 		g.dialing++
-		go g.open(ctx, result)
+		go g.open(ctx, cancel, result)
 	}
 	g.mu.Unlock()
 
@@ -806,11 +816,14 @@ func (g *generation) dial(ctx context.Context) (*serverConn, error) {
 
 // open calls the driver and hands what it returns to a caller: of a Connect to
 // the one whose context it has, of an Open to the one that has waited longest.
-func (g *generation) open(ctx context.Context, result chan<- dialed) {
+func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result chan<- dialed) {
 	ci, err := g.connect(ctx)
 	var s *serverConn
 	if err == nil {
-		s = &serverConn{gen: g, ci: ci, forced: g.c.forceKill, done: make(chan struct{})}
+		if g.connector == nil {
+			cancel = func() {} // the caller's, who may be served by another Open
+		}
+		s = &serverConn{gen: g, ci: ci, cancel: cancel, forced: g.c.forceKill, done: make(chan struct{})}
 	}
 	g.mu.Lock()
 	g.dialing--
@@ -925,6 +938,13 @@ const (
 func (c *connector) prove(p *probe) {
 	defer p.cancel()
 	told := make(map[string]bool)
+	tell := func(err error) {
+		attrs := describe(err)
+		if reason := fmt.Sprint(attrs...); !told[reason] && p.ctx.Err() == nil {
+			told[reason] = true
+			c.logger().Warn("hotload: value refused", slices.Concat([]any{"reason", "probe"}, attrs)...)
+		}
+	}
 	for pause := leastProbePause; ; pause = min(2*pause, mostProbePause) {
 		select {
 		case c.trying <- struct{}{}: // one at a time, even if a try of another value cannot be interrupted
@@ -932,19 +952,21 @@ func (c *connector) prove(p *probe) {
 			p.g.close()
 			return
 		}
-		err := p.g.try(p.ctx)
+		result := make(chan error, 1)
+		go func() { result <- p.g.try(p.ctx) }()
+		var err error
+		select {
+		case err = <-result:
+		case <-time.After(probeLimit + patience): // a driver that heeds no limit
+			tell(context.DeadlineExceeded)
+			err = <-result
+		}
 		<-c.trying
 		if err == nil {
 			c.publish(p.g, p)
 			return
 		}
-		if p.ctx.Err() == nil {
-			attrs := describe(err)
-			if reason := fmt.Sprint(attrs...); !told[reason] {
-				told[reason] = true
-				c.logger().Warn("hotload: value refused", slices.Concat([]any{"reason", "probe"}, attrs)...)
-			}
-		}
+		tell(err)
 		select {
 		case <-time.After(pause):
 		case <-p.ctx.Done():
@@ -952,8 +974,12 @@ func (c *connector) prove(p *probe) {
 	}
 }
 
-// try opens a connection, pings it if the driver can, and closes it.
+// try opens a connection, pings it if the driver can, and closes it, unless the
+// value has been given up.
 func (g *generation) try(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
 	ci, err := g.connect(ctx)
@@ -1005,15 +1031,17 @@ const (
 type serverConn struct {
 	gen     *generation
 	ci      driver.Conn
-	forced  bool // forceKill
+	cancel  context.CancelFunc // ends the dial's context, which a driver may hold on to
+	forced  bool               // forceKill
 	state   atomic.Int32
 	closing atomic.Bool
-	stmts   []*stmt       // open, and prepared here; used by the owner alone
+	stmts   []*prepared   // open; used by the owner alone
 	done    chan struct{} // closed when ci.Close has returned
 	err     error         // what it returned; published by done
 
-	mu      sync.Mutex                // guards cancels
+	mu      sync.Mutex                // guards the following fields
 	cancels []context.CancelCauseFunc // of the contexts that the driver holds; nil where free
+	free    []int                     // indices in cancels
 }
 
 // superseded reports whether another value is in force.
@@ -1048,7 +1076,14 @@ func (s *serverConn) closeOnce() {
 	for _, st := range s.stmts {
 		st.si.Close()
 	}
+	s.shut()
+}
+
+// shut closes the driver's connection.
+func (s *serverConn) shut() {
 	s.err = s.ci.Close()
+	s.cancel()
+	s.cancelAll(nil)
 	close(s.done)
 	s.gen.c.removeOrphan(s)
 	s.gen.remove(s)
@@ -1093,10 +1128,9 @@ type conn struct {
 	// unchecked means that the arguments for the operation to come are as the
 	// program passed them: there was no connection to check them.
 	unchecked bool
-	// txCtx is BeginTx's, if the driver's connection is no SessionResetter or
-	// no Validator. As this one is both, database/sql keeps it when it rolls
-	// back because that context ended, when it would have closed the driver's.
-	txCtx context.Context
+	// spoiled means that database/sql would have closed the driver's
+	// connection by now: see spoilingTx.
+	spoiled bool
 }
 
 type (
@@ -1143,6 +1177,9 @@ func newConn(c *connector, s *serverConn, alone bool) driver.Conn {
 // proxy has none, or one that was killed.
 func (p *conn) take() *serverConn {
 	s := p.s
+	if p.spoiled {
+		return nil
+	}
 	switch s.state.Load() {
 	case clean:
 		if !s.state.CompareAndSwap(clean, inUse) {
@@ -1165,6 +1202,9 @@ func (p *conn) take() *serverConn {
 // acquire takes the server connection, dialling if there is none, and begins a
 // call on it.
 func (p *conn) acquire(ctx context.Context) (*serverConn, error) {
+	if p.spoiled {
+		return nil, sql.ErrConnDone
+	}
 	for {
 		if s := p.take(); s != nil && s.enter() {
 			return s, nil
@@ -1224,8 +1264,8 @@ func (p *conn) ResetSession(ctx context.Context) error {
 // IsValid tells that the connection is being returned to the pool. A server
 // connection whose generation is superseded leaves; the proxy stays.
 func (p *conn) IsValid() bool {
-	s, txCtx := p.s, p.txCtx
-	p.txCtx = nil
+	s, spoiled := p.s, p.spoiled
+	p.spoiled = false
 	if !p.hold() {
 		if s.state.Swap(parked) == killing {
 			s.close()
@@ -1233,7 +1273,7 @@ func (p *conn) IsValid() bool {
 		return true
 	}
 	if !s.superseded() {
-		if txCtx != nil && txCtx.Err() != nil {
+		if spoiled {
 			return false
 		}
 		if v, ok := s.ci.(driver.Validator); ok && !v.IsValid() {
@@ -1265,13 +1305,15 @@ func (p *conn) Close() error {
 		p.c.addOrphan(s)
 	}
 	if p.alone {
-		err = errors.Join(err, p.c.Close())
+		if cerr := p.c.Close(); cerr != nil {
+			err = cerr
+		}
 	}
 	return err
 }
 
 // Raw returns the driver's connection for use in the callback of sql.Conn.Raw;
-// nil if there is none and none can be opened.
+// nil if it was killed, or there is none and none can be opened.
 func (p *conn) Raw() driver.Conn {
 	s, err := p.acquire(context.Background())
 	if err != nil {
@@ -1367,9 +1409,24 @@ func (p *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, e
 	_, resets := k.s.ci.(driver.SessionResetter)
 	_, validates := k.s.ci.(driver.Validator)
 	if !resets || !validates {
-		p.txCtx = ctx
+		t = &spoilingTx{t, p, ctx}
 	}
 	return k.tx(t), nil
+}
+
+// A spoilingTx is a transaction of a driver's connection that is no
+// SessionResetter or no Validator. The proxy is both, and so database/sql keeps
+// it when it rolls back because the transaction's context ended, whereas it
+// would have closed the driver's.
+type spoilingTx struct {
+	driver.Tx
+	p   *conn
+	ctx context.Context
+}
+
+func (t *spoilingTx) Rollback() error {
+	t.p.spoiled = t.ctx.Err() != nil
+	return t.Tx.Rollback()
 }
 
 func (p *conn) Prepare(query string) (driver.Stmt, error) {
@@ -1382,9 +1439,10 @@ func (p *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 		return nil, err
 	}
 	st := &stmt{p: p, query: query}
-	if err := k.end(st.prepare(k)); st.si == nil {
-		return nil, err
+	if err := st.prepare(k); err != nil {
+		return nil, k.end(err)
 	}
+	k.s.leave(nil)
 	if _, ok := st.si.(driver.ColumnConverter); ok {
 		return &columnStmt{st}, nil
 	}
@@ -1423,7 +1481,14 @@ func (p *conn) checked(s *serverConn, si driver.Stmt, args []driver.NamedValue) 
 type stmt struct {
 	p     *conn
 	query string
-	s     *serverConn // where si was prepared
+	*prepared
+}
+
+// A prepared is a statement of the driver. It stays what it is when its stmt
+// is prepared again, as its connection may be closing still.
+type prepared struct {
+	k     call // in which it was prepared: the driver may hold on to its context
+	s     *serverConn
 	si    driver.Stmt
 	index int // in s.stmts
 }
@@ -1438,14 +1503,14 @@ var (
 	_ driver.ColumnConverter   = (*columnStmt)(nil)
 )
 
-// prepare prepares the statement in a call on a server connection.
+// prepare prepares the statement in a call, whose context ends with it.
 func (st *stmt) prepare(k call) error {
 	si, err := prepare(k.ctx, k.s.ci, st.query)
 	if err != nil {
 		return err
 	}
-	st.s, st.si, st.index = k.s, si, len(k.s.stmts)
-	k.s.stmts = append(k.s.stmts, st)
+	st.prepared = &prepared{k, k.s, si, len(k.s.stmts)}
+	k.s.stmts = append(k.s.stmts, st.prepared)
 	return nil
 }
 
@@ -1472,6 +1537,7 @@ func (st *stmt) close() error {
 	open[st.index], open[last].index = open[last], st.index
 	open[last] = nil
 	st.s.stmts = open[:last]
+	defer st.k.drop()
 	return st.si.Close()
 }
 
@@ -1575,7 +1641,10 @@ func (st *stmt) begin(ctx context.Context, args []driver.NamedValue) (call, []dr
 		return k, nil, err
 	}
 	if st.s != k.s {
-		err = st.prepare(k)
+		again := k.s.call(ctx)
+		if err = st.prepare(again); err != nil {
+			again.drop()
+		}
 	}
 	if err == nil {
 		args, err = st.p.checked(k.s, st.si, args)
@@ -1588,7 +1657,7 @@ func (st *stmt) begin(ctx context.Context, args []driver.NamedValue) (call, []dr
 
 // A call is one call of the driver, and its context. With forceKill that is
 // derived from the caller's and outlives the call while the driver may hold on
-// to it: until a transaction or rows end.
+// to it: until a transaction, rows or a statement end.
 type call struct {
 	s      *serverConn
 	ctx    context.Context
@@ -1602,21 +1671,29 @@ func (p *conn) begin(ctx context.Context) (call, error) {
 	if err != nil {
 		return call{}, err
 	}
+	return s.call(ctx), nil
+}
+
+// call gives the call that has begun a context of its own.
+func (s *serverConn) call(ctx context.Context) call {
 	k := call{s: s, ctx: ctx}
-	if s.forced {
-		k.ctx, k.cancel = context.WithCancelCause(ctx)
-		s.mu.Lock()
-		if k.slot = slices.IndexFunc(s.cancels, func(f context.CancelCauseFunc) bool { return f == nil }); k.slot < 0 {
-			k.slot = len(s.cancels)
-			s.cancels = append(s.cancels, nil)
-		}
-		s.cancels[k.slot] = k.cancel
-		s.mu.Unlock()
-		if s.state.Load() != calling {
-			k.cancel(ErrKilled) // killed before its context could be found
-		}
+	if !s.forced {
+		return k
 	}
-	return k, nil
+	k.ctx, k.cancel = context.WithCancelCause(ctx)
+	s.mu.Lock()
+	if last := len(s.free) - 1; last >= 0 {
+		k.slot, s.free = s.free[last], s.free[:last]
+		s.cancels[k.slot] = k.cancel
+	} else {
+		k.slot = len(s.cancels)
+		s.cancels = append(s.cancels, k.cancel)
+	}
+	s.mu.Unlock()
+	if s.state.Load() != calling {
+		k.cancel(ErrKilled) // killed before its context could be found
+	}
+	return k
 }
 
 // end ends a call, and its context.
@@ -1631,8 +1708,12 @@ func (k call) end(err error) error {
 
 // drop ends the call's context.
 func (k call) drop() {
+	if k.cancel == nil {
+		return
+	}
 	k.s.mu.Lock()
 	k.s.cancels[k.slot] = nil
+	k.s.free = append(k.s.free, k.slot)
 	k.s.mu.Unlock()
 	k.cancel(nil)
 }
@@ -1688,16 +1769,17 @@ func (s *serverConn) kill() bool {
 		switch s.state.Load() {
 		case inUse:
 			if s.state.CompareAndSwap(inUse, killed) {
-				s.cancelAll()
+				s.cancelAll(ErrKilled)
 				s.close()
 				return true
 			}
 		case calling:
 			if s.state.CompareAndSwap(calling, killing) {
-				s.cancelAll()
+				s.cancelAll(ErrKilled)
 				time.AfterFunc(patience, func() {
-					if s.state.CompareAndSwap(killing, killed) {
-						s.close()
+					// Not its statements: the call in progress holds up their Close.
+					if s.state.CompareAndSwap(killing, killed) && s.closing.CompareAndSwap(false, true) {
+						s.shut()
 					}
 				})
 				return true
@@ -1708,13 +1790,14 @@ func (s *serverConn) kill() bool {
 	}
 }
 
-func (s *serverConn) cancelAll() {
+// cancelAll ends the contexts that the driver holds.
+func (s *serverConn) cancelAll(cause error) {
 	s.mu.Lock()
 	cancels := slices.Clone(s.cancels)
 	s.mu.Unlock()
 	for _, cancel := range cancels {
 		if cancel != nil {
-			cancel(ErrKilled)
+			cancel(cause)
 		}
 	}
 }
@@ -1794,7 +1877,8 @@ func (t *tx) Rollback() error {
 type rows struct {
 	call
 	driver.Rows
-	columns []string // as last seen: Rows.Scan may ask after the kill
+	columns []string // of the result set
+	more    bool     // another result set follows: database/sql asks when Next has said io.EOF
 }
 
 var (
@@ -1809,8 +1893,10 @@ var (
 // wrapRows gives rows the optional interfaces that only a newer Go has.
 var wrapRows = func(r *rows) driver.Rows { return r }
 
+// Columns asks the driver once for each result set: a Rows.Scan that fails
+// asks without database/sql's lock, perhaps during another call.
 func (r *rows) Columns() []string {
-	if r.s.enter() {
+	if r.columns == nil && r.s.enter() {
 		r.columns = r.Rows.Columns()
 		r.s.leave(nil)
 	}
@@ -1829,18 +1915,19 @@ func (r *rows) Next(dest []driver.Value) error {
 	if !r.s.enter() {
 		return ErrKilled
 	}
-	return r.s.leave(r.Rows.Next(dest))
+	return r.next(r.Rows.Next(dest))
 }
 
-func (r *rows) HasNextResultSet() bool {
-	sets, ok := r.Rows.(driver.RowsNextResultSet)
-	if !ok || !r.s.enter() {
-		return false
+// next ends a call that asked for a row. At the end of a result set it asks for
+// the next in the same call: afterwards the connection can have been killed.
+func (r *rows) next(err error) error {
+	if sets, ok := r.Rows.(driver.RowsNextResultSet); ok && err == io.EOF {
+		r.more = sets.HasNextResultSet()
 	}
-	has := sets.HasNextResultSet()
-	r.s.leave(nil)
-	return has
+	return r.s.leave(err)
 }
+
+func (r *rows) HasNextResultSet() bool { return r.more }
 
 func (r *rows) NextResultSet() error {
 	sets, ok := r.Rows.(driver.RowsNextResultSet)
@@ -1850,6 +1937,7 @@ func (r *rows) NextResultSet() error {
 	if !r.s.enter() {
 		return ErrKilled
 	}
+	r.columns = nil
 	return r.s.leave(sets.NextResultSet())
 }
 
@@ -1971,7 +2059,7 @@ func convert(ci driver.Conn, si driver.Stmt, raw []driver.NamedValue) ([]driver.
 		if err == driver.ErrSkip && columns != nil {
 			err = convertColumn(columns, want, &arg)
 		}
-		if err == driver.ErrSkip {
+		for err == driver.ErrSkip { // a Valuer may answer it
 			arg.Value, err = driver.DefaultParameterConverter.ConvertValue(arg.Value)
 		}
 		if err == driver.ErrRemoveArgument {

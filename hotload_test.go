@@ -1278,8 +1278,12 @@ func TestEvents(t *testing.T) {
 			return "1", c, nil
 		}
 		db := open(t, ctxFake{f}, watchFunc(watch), "forceKill=true")
-		go db.Ping()
+		pinged := make(chan error)
+		go func() { pinged <- db.Ping() }()
 		c := <-values
+		if err := receive(t, "ping", pinged); err != nil {
+			t.Fatal(err)
+		}
 		tx, err := db.Begin()
 		if err != nil {
 			t.Fatal(err)

@@ -26,7 +26,7 @@ func (r scannerRows) NextRow() error {
 	if !r.s.enter() {
 		return ErrKilled
 	}
-	return r.s.leave(r.scanner.NextRow())
+	return r.next(r.scanner.NextRow())
 }
 
 func (r scannerRows) ScanColumn(scanCtx driver.ScanContext, index int, dest any) error {
