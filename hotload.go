@@ -823,7 +823,7 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 		if g.connector == nil {
 			cancel = func() {} // the caller's, who may be served by another Open
 		}
-		s = &serverConn{gen: g, ci: ci, cancel: cancel, forced: g.c.forceKill, done: make(chan struct{})}
+		s = newServerConn(g, ci, cancel)
 	}
 	g.mu.Lock()
 	g.dialing--
@@ -1007,7 +1007,8 @@ func (g *generation) try(ctx context.Context) error {
 //	         ResetSession, IsValid, Stmt.Close on a     superseded meanwhile
 //	         pooled connection; never killed
 //	calling  a call is in progress, or Raw was called   inUse: the call returns
-//	                                                    held: returned to the pool after Raw
+//	         or arguments were checked, for a call to   held: returned to the pool without one
+//	         come
 //	                                                    killing: forceKill
 //	killing  killed, but the call is in progress yet    killed: it returns, or patience ends
 //	killed   ended; the proxy has to say so             parked: returned to the pool
@@ -1029,19 +1030,47 @@ const (
 // holds is apart from it: a proxy outlives its server connection, and what is
 // done to a server connection that was retired cannot touch its successor.
 type serverConn struct {
-	gen     *generation
-	ci      driver.Conn
-	cancel  context.CancelFunc // ends the dial's context, which a driver may hold on to
-	forced  bool               // forceKill
-	state   atomic.Int32
+	gen    *generation
+	ci     driver.Conn
+	forced bool // forceKill
+	state  atomic.Int32
+
+	// What most operations ask of ci; nil where the driver has none.
+	execer    driver.ExecerContext
+	queryer   driver.QueryerContext
+	resetter  driver.SessionResetter
+	validator driver.Validator
+
+	stmts []*prepared // open; used by the owner alone
+	slot  int         // in cancels, of the call in progress; used by the owner alone
+
+	cancel  context.CancelFunc // ends the dial's context, which the driver may hold on to
 	closing atomic.Bool
-	stmts   []*prepared   // open; used by the owner alone
 	done    chan struct{} // closed when ci.Close has returned
 	err     error         // what it returned; published by done
 
 	mu      sync.Mutex                // guards the following fields
 	cancels []context.CancelCauseFunc // of the contexts that the driver holds; nil where free
 	free    []int                     // indices in cancels
+}
+
+func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *serverConn {
+	s := &serverConn{gen: g, ci: ci, forced: g.c.forceKill, cancel: cancel, done: make(chan struct{})}
+	s.resetter, _ = ci.(driver.SessionResetter)
+	s.validator, _ = ci.(driver.Validator)
+	switch ci := ci.(type) {
+	case driver.ExecerContext:
+		s.execer = ci
+	case driver.Execer:
+		s.execer = plainExecer{ci}
+	}
+	switch ci := ci.(type) {
+	case driver.QueryerContext:
+		s.queryer = ci
+	case driver.Queryer:
+		s.queryer = plainQueryer{ci}
+	}
+	return s
 }
 
 // superseded reports whether another value is in force.
@@ -1056,12 +1085,15 @@ func (s *serverConn) retire() bool {
 	return true
 }
 
-// release ends the moment for which the connection was held.
-func (s *serverConn) release() {
+// release makes a connection that is held, or in use and not subject to a kill,
+// clean. It reports whether it stays so.
+func (s *serverConn) release() bool {
 	s.state.Store(clean)
 	if s.superseded() {
 		s.retire()
+		return false
 	}
+	return true
 }
 
 // close closes the driver's connection in the background, its prepared
@@ -1154,20 +1186,12 @@ var (
 
 func newConn(c *connector, s *serverConn, alone bool) driver.Conn {
 	p := conn{c: c, s: s, alone: alone}
-	_, exec := s.ci.(driver.ExecerContext)
-	if !exec {
-		_, exec = s.ci.(driver.Execer)
-	}
-	_, query := s.ci.(driver.QueryerContext)
-	if !query {
-		_, query = s.ci.(driver.Queryer)
-	}
 	switch {
-	case exec && query:
+	case s.execer != nil && s.queryer != nil:
 		return &execQueryConn{p}
-	case exec:
+	case s.execer != nil:
 		return &execConn{p}
-	case query:
+	case s.queryer != nil:
 		return &queryConn{p}
 	}
 	return &p
@@ -1249,13 +1273,11 @@ func (p *conn) hold() bool {
 // will be a new one.
 func (p *conn) ResetSession(ctx context.Context) error {
 	s := p.s
-	r, ok := s.ci.(driver.SessionResetter)
-	if !ok || !p.hold() {
+	if s.resetter == nil || !p.hold() {
 		return nil
 	}
-	err := r.ResetSession(ctx)
-	s.release()
-	if s.state.Load() == parked {
+	err := s.resetter.ResetSession(ctx)
+	if !s.release() {
 		return nil
 	}
 	return err
@@ -1266,17 +1288,14 @@ func (p *conn) ResetSession(ctx context.Context) error {
 func (p *conn) IsValid() bool {
 	s, spoiled := p.s, p.spoiled
 	p.spoiled = false
-	if !p.hold() {
+	if owned := !s.forced && s.state.Load() == inUse; !owned && !p.hold() {
 		if s.state.Swap(parked) == killing {
 			s.close()
 		}
 		return true
 	}
-	if !s.superseded() {
-		if spoiled {
-			return false
-		}
-		if v, ok := s.ci.(driver.Validator); ok && !v.IsValid() {
+	if v := s.validator; (spoiled || v != nil) && !s.superseded() {
+		if spoiled || !v.IsValid() {
 			return false
 		}
 	}
@@ -1323,14 +1342,14 @@ func (p *conn) Raw() driver.Conn {
 }
 
 func (p *conn) Ping(ctx context.Context) error {
-	k, err := p.begin(ctx)
+	s, ctx, err := p.begin(ctx)
 	if err != nil {
 		return err
 	}
-	if pinger, ok := k.s.ci.(driver.Pinger); ok {
-		err = pinger.Ping(k.ctx)
+	if pinger, ok := s.ci.(driver.Pinger); ok {
+		err = pinger.Ping(ctx)
 	}
-	return k.end(err)
+	return s.end(err)
 }
 
 func (p *execConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
@@ -1349,69 +1368,58 @@ func (p *execQueryConn) QueryContext(ctx context.Context, query string, args []d
 	return p.query(ctx, query, args)
 }
 
-func (p *conn) exec(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
-	k, err := p.begin(ctx)
+func (p *conn) exec(caller context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	s, ctx, err := p.begin(caller)
 	if err != nil {
 		return nil, err
 	}
-	if args, err = p.checked(k.s, nil, args); err != nil {
-		return nil, k.end(err)
-	}
-	switch ci := k.s.ci.(type) {
-	case driver.ExecerContext:
-		res, err = ci.ExecContext(k.ctx, query, args)
-	case driver.Execer:
-		var values []driver.Value
-		if values, err = plain(k.ctx, args); err == nil {
-			res, err = ci.Exec(query, values)
+	if p.unchecked {
+		if args, err = p.checked(nil, args); err != nil {
+			return nil, s.end(err)
 		}
-	default:
-		err = driver.ErrSkip
 	}
-	return res, k.end(err)
+	if s.execer == nil { // unlike the connection that this proxy was made for
+		return nil, s.end(driver.ErrSkip)
+	}
+	res, err := s.execer.ExecContext(ctx, query, args)
+	return res, s.end(err)
 }
 
-func (p *conn) query(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
-	k, err := p.begin(ctx)
+func (p *conn) query(caller context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	s, ctx, err := p.begin(caller)
 	if err != nil {
 		return nil, err
 	}
-	if args, err = p.checked(k.s, nil, args); err != nil {
-		return nil, k.end(err)
-	}
-	switch ci := k.s.ci.(type) {
-	case driver.QueryerContext:
-		rows, err = ci.QueryContext(k.ctx, query, args)
-	case driver.Queryer:
-		var values []driver.Value
-		if values, err = plain(k.ctx, args); err == nil {
-			rows, err = ci.Query(query, values)
+	if p.unchecked {
+		if args, err = p.checked(nil, args); err != nil {
+			return nil, s.end(err)
 		}
-	default:
-		err = driver.ErrSkip
 	}
-	return k.rows(rows, err)
+	if s.queryer == nil {
+		return nil, s.end(driver.ErrSkip)
+	}
+	return s.rows(s.queryer.QueryContext(ctx, query, args))
 }
 
 func (p *conn) Begin() (driver.Tx, error) {
 	return p.BeginTx(context.Background(), driver.TxOptions{})
 }
 
-func (p *conn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	k, err := p.begin(ctx)
+func (p *conn) BeginTx(caller context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	s, ctx, err := p.begin(caller)
 	if err != nil {
 		return nil, err
 	}
-	t, err := begin(k.ctx, k.s.ci, opts)
+	t, err := begin(ctx, s.ci, opts)
 	if err != nil {
-		return nil, k.end(err)
+		return nil, s.end(err)
 	}
-	_, resets := k.s.ci.(driver.SessionResetter)
-	_, validates := k.s.ci.(driver.Validator)
+	_, resets := s.ci.(driver.SessionResetter)
+	_, validates := s.ci.(driver.Validator)
 	if !resets || !validates {
-		t = &spoilingTx{t, p, ctx}
+		t = &spoilingTx{t, p, caller}
 	}
-	return k.tx(t), nil
+	return s.tx(t), nil
 }
 
 // A spoilingTx is a transaction of a driver's connection that is no
@@ -1434,15 +1442,15 @@ func (p *conn) Prepare(query string) (driver.Stmt, error) {
 }
 
 func (p *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
-	k, err := p.begin(ctx)
+	s, ctx, err := p.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
-	st := &stmt{p: p, query: query}
-	if err := st.prepare(k); err != nil {
-		return nil, k.end(err)
+	st := &stmt{p: p, text: query}
+	if err := st.prepare(ctx, s); err != nil {
+		return nil, s.end(err)
 	}
-	k.s.leave(nil)
+	s.leave(nil)
 	if _, ok := st.si.(driver.ColumnConverter); ok {
 		return &columnStmt{st}, nil
 	}
@@ -1450,47 +1458,56 @@ func (p *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 }
 
 // CheckNamedValue has the driver's connection check an argument of the
-// operation to come. Without a connection it accepts the argument as it is:
-// there is no context to dial with.
+// operation to come, as part of the same call. Without a connection it accepts
+// the argument as it is: there is no context to dial with.
 func (p *conn) CheckNamedValue(nv *driver.NamedValue) error {
 	s := p.take()
 	p.unchecked = s == nil
 	if s == nil || !s.enter() {
 		return nil
 	}
-	err := driver.ErrSkip
 	if checker, ok := s.ci.(driver.NamedValueChecker); ok {
-		err = checker.CheckNamedValue(nv)
+		return checker.CheckNamedValue(nv)
 	}
-	s.leave(nil)
-	return err
+	return driver.ErrSkip
 }
 
-// checked returns the arguments as database/sql would have converted them, had
-// there been a connection when it asked.
-func (p *conn) checked(s *serverConn, si driver.Stmt, args []driver.NamedValue) ([]driver.NamedValue, error) {
-	if !p.unchecked {
-		return args, nil
-	}
+// checked returns the arguments that there was no connection to check as
+// database/sql would have converted them.
+func (p *conn) checked(si driver.Stmt, args []driver.NamedValue) ([]driver.NamedValue, error) {
 	p.unchecked = false
-	return convert(s.ci, si, args)
+	return convert(p.s.ci, si, args)
 }
 
 // A stmt is a prepared statement of a proxy. It prepares itself again when the
 // proxy has another server connection than the one it was prepared on.
 type stmt struct {
-	p     *conn
-	query string
+	p    *conn
+	text string // of the query
 	*prepared
 }
 
 // A prepared is a statement of the driver. It stays what it is when its stmt
 // is prepared again, as its connection may be closing still.
 type prepared struct {
-	k     call // in which it was prepared: the driver may hold on to its context
 	s     *serverConn
 	si    driver.Stmt
+	exec  driver.StmtExecContext // si, or what has it do so
+	query driver.StmtQueryContext
+	slot  int // of the context that it was prepared with
 	index int // in s.stmts
+}
+
+func newPrepared(s *serverConn, si driver.Stmt) *prepared {
+	st := &prepared{s: s, si: si, slot: s.slot, index: len(s.stmts)}
+	var ok bool
+	if st.exec, ok = si.(driver.StmtExecContext); !ok {
+		st.exec = plainStmt{si}
+	}
+	if st.query, ok = si.(driver.StmtQueryContext); !ok {
+		st.query = plainStmt{si}
+	}
+	return st
 }
 
 // A columnStmt is a stmt of a driver whose statements are ColumnConverters.
@@ -1504,13 +1521,13 @@ var (
 )
 
 // prepare prepares the statement in a call, whose context ends with it.
-func (st *stmt) prepare(k call) error {
-	si, err := prepare(k.ctx, k.s.ci, st.query)
+func (st *stmt) prepare(ctx context.Context, s *serverConn) error {
+	si, err := prepare(ctx, s.ci, st.text)
 	if err != nil {
 		return err
 	}
-	st.prepared = &prepared{k, k.s, si, len(k.s.stmts)}
-	k.s.stmts = append(k.s.stmts, st.prepared)
+	st.prepared = newPrepared(s, si)
+	s.stmts = append(s.stmts, st.prepared)
 	return nil
 }
 
@@ -1537,7 +1554,7 @@ func (st *stmt) close() error {
 	open[st.index], open[last].index = open[last], st.index
 	open[last] = nil
 	st.s.stmts = open[:last]
-	defer st.k.drop()
+	defer st.s.drop(st.slot)
 	return st.si.Close()
 }
 
@@ -1558,13 +1575,10 @@ func (st *stmt) take() *serverConn {
 // NumInput returns -1, for unknown, if the statement has to be prepared again.
 // Then the arguments are counted when they are converted.
 func (st *stmt) NumInput() int {
-	s := st.take()
-	if s == nil {
+	if st.take() == nil {
 		return -1
 	}
-	n := st.si.NumInput()
-	s.leave(nil)
-	return n
+	return st.si.NumInput()
 }
 
 func (st *stmt) CheckNamedValue(nv *driver.NamedValue) error {
@@ -1576,20 +1590,15 @@ func (st *stmt) CheckNamedValue(nv *driver.NamedValue) error {
 	if !ok {
 		checker, ok = s.ci.(driver.NamedValueChecker)
 	}
-	err := driver.ErrSkip
 	if ok {
-		err = checker.CheckNamedValue(nv)
+		return checker.CheckNamedValue(nv)
 	}
-	s.leave(nil)
-	return err
+	return driver.ErrSkip
 }
 
 func (st *columnStmt) ColumnConverter(i int) driver.ValueConverter {
-	if s := st.take(); s != nil {
-		defer s.leave(nil)
-		if cc, ok := st.si.(driver.ColumnConverter); ok {
-			return cc.ColumnConverter(i)
-		}
+	if cc, ok := st.si.(driver.ColumnConverter); ok && st.take() != nil {
+		return cc.ColumnConverter(i)
 	}
 	return driver.DefaultParameterConverter
 }
@@ -1602,147 +1611,140 @@ func (st *stmt) Query(args []driver.Value) (driver.Rows, error) {
 	return st.QueryContext(context.Background(), named(args))
 }
 
-func (st *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
-	k, args, err := st.begin(ctx, args)
+func (st *stmt) ExecContext(caller context.Context, args []driver.NamedValue) (driver.Result, error) {
+	s, ctx, args, err := st.begin(caller, args)
 	if err != nil {
 		return nil, err
 	}
-	if si, ok := st.si.(driver.StmtExecContext); ok {
-		res, err = si.ExecContext(k.ctx, args)
-	} else {
-		var values []driver.Value
-		if values, err = plain(k.ctx, args); err == nil {
-			res, err = st.si.Exec(values)
-		}
-	}
-	return res, k.end(err)
+	res, err := st.exec.ExecContext(ctx, args)
+	return res, s.end(err)
 }
 
-func (st *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
-	k, args, err := st.begin(ctx, args)
+func (st *stmt) QueryContext(caller context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	s, ctx, args, err := st.begin(caller, args)
 	if err != nil {
 		return nil, err
 	}
-	if si, ok := st.si.(driver.StmtQueryContext); ok {
-		rows, err = si.QueryContext(k.ctx, args)
-	} else {
-		var values []driver.Value
-		if values, err = plain(k.ctx, args); err == nil {
-			rows, err = st.si.Query(values)
-		}
-	}
-	return k.rows(rows, err)
+	return s.rows(st.query.QueryContext(ctx, args))
 }
 
 // begin begins a call with the statement prepared and the arguments converted.
-func (st *stmt) begin(ctx context.Context, args []driver.NamedValue) (call, []driver.NamedValue, error) {
-	k, err := st.p.begin(ctx)
+func (st *stmt) begin(caller context.Context, args []driver.NamedValue) (*serverConn, context.Context, []driver.NamedValue, error) {
+	s, ctx, err := st.p.begin(caller)
 	if err != nil {
-		return k, nil, err
+		return nil, nil, nil, err
 	}
-	if st.s != k.s {
-		again := k.s.call(ctx)
-		if err = st.prepare(again); err != nil {
-			again.drop()
-		}
+	if st.s != s {
+		err = st.prepareAgain(caller, s)
 	}
-	if err == nil {
-		args, err = st.p.checked(k.s, st.si, args)
+	if err == nil && st.p.unchecked {
+		args, err = st.p.checked(st.si, args)
 	}
 	if err != nil {
-		return k, nil, k.end(err)
+		return nil, nil, nil, s.end(err)
 	}
-	return k, args, nil
+	return s, ctx, args, nil
 }
 
-// A call is one call of the driver, and its context. With forceKill that is
-// derived from the caller's and outlives the call while the driver may hold on
-// to it: until a transaction, rows or a statement end.
-type call struct {
-	s      *serverConn
-	ctx    context.Context
-	cancel context.CancelCauseFunc // nil in graceful mode
-	slot   int                     // of cancel in s.cancels
-}
-
-// begin takes the server connection and begins a call on it.
-func (p *conn) begin(ctx context.Context) (call, error) {
-	s, err := p.acquire(ctx)
+// prepareAgain prepares the statement on another server connection than
+// before, in a call that is for something else: it has a context of its own.
+func (st *stmt) prepareAgain(caller context.Context, s *serverConn) error {
+	slot := s.slot
+	defer func() { s.slot = slot }()
+	err := st.prepare(s.derive(caller), s)
 	if err != nil {
-		return call{}, err
+		s.drop(s.slot)
 	}
-	return s.call(ctx), nil
-}
-
-// call gives the call that has begun a context of its own.
-func (s *serverConn) call(ctx context.Context) call {
-	k := call{s: s, ctx: ctx}
-	if !s.forced {
-		return k
-	}
-	k.ctx, k.cancel = context.WithCancelCause(ctx)
-	s.mu.Lock()
-	if last := len(s.free) - 1; last >= 0 {
-		k.slot, s.free = s.free[last], s.free[:last]
-		s.cancels[k.slot] = k.cancel
-	} else {
-		k.slot = len(s.cancels)
-		s.cancels = append(s.cancels, k.cancel)
-	}
-	s.mu.Unlock()
-	if s.state.Load() != calling {
-		k.cancel(ErrKilled) // killed before its context could be found
-	}
-	return k
-}
-
-// end ends a call, and its context.
-func (k call) end(err error) error {
-	if k.cancel == nil {
-		return err
-	}
-	err = k.s.leave(err)
-	k.drop()
 	return err
 }
 
-// drop ends the call's context.
-func (k call) drop() {
-	if k.cancel == nil {
+// begin takes the server connection and begins a call on it. With forceKill
+// the call has a context of its own, derived from the caller's, which outlives
+// the call while the driver may hold on to it: until a transaction, rows or a
+// statement end.
+func (p *conn) begin(caller context.Context) (*serverConn, context.Context, error) {
+	if s := p.s; !s.forced && !p.spoiled && s.state.Load() == inUse {
+		return s, caller, nil // taken already, and not subject to a kill
+	}
+	s, err := p.acquire(caller)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, s.derive(caller), nil
+}
+
+// derive returns the context for a call in progress, and notes its slot.
+func (s *serverConn) derive(ctx context.Context) context.Context {
+	if !s.forced {
+		return ctx
+	}
+	return s.deriveForced(ctx)
+}
+
+func (s *serverConn) deriveForced(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancelCause(ctx)
+	s.mu.Lock()
+	if last := len(s.free) - 1; last >= 0 {
+		s.slot, s.free = s.free[last], s.free[:last]
+		s.cancels[s.slot] = cancel
+	} else {
+		s.slot = len(s.cancels)
+		s.cancels = append(s.cancels, cancel)
+	}
+	s.mu.Unlock()
+	if s.state.Load() != calling {
+		cancel(ErrKilled) // killed before the context could be found
+	}
+	return ctx
+}
+
+// drop ends the context in a slot.
+func (s *serverConn) drop(slot int) {
+	if !s.forced {
 		return
 	}
-	k.s.mu.Lock()
-	k.s.cancels[k.slot] = nil
-	k.s.free = append(k.s.free, k.slot)
-	k.s.mu.Unlock()
-	k.cancel(nil)
+	s.mu.Lock()
+	cancel := s.cancels[slot]
+	s.cancels[slot] = nil
+	s.free = append(s.free, slot)
+	s.mu.Unlock()
+	cancel(nil)
+}
+
+// end ends a call, and its context.
+func (s *serverConn) end(err error) error {
+	if s.forced {
+		err = s.leave(err)
+		s.drop(s.slot)
+	}
+	return err
 }
 
 // tx ends a call that returned a transaction.
-func (k call) tx(t driver.Tx) driver.Tx {
-	if k.cancel == nil {
+func (s *serverConn) tx(t driver.Tx) driver.Tx {
+	if !s.forced {
 		return t
 	}
-	k.s.leave(nil)
-	return &tx{k, t}
+	s.leave(nil)
+	return &tx{s, s.slot, t}
 }
 
-// rows ends a call that returned rows.
-func (k call) rows(r driver.Rows, err error) (driver.Rows, error) {
+// rows ends a call that returned rows, or failed.
+func (s *serverConn) rows(r driver.Rows, err error) (driver.Rows, error) {
 	if err != nil {
-		return nil, k.end(err)
+		return nil, s.end(err)
 	}
-	if k.cancel == nil {
+	if !s.forced {
 		return r, nil
 	}
-	k.s.leave(nil)
-	return wrapRows(&rows{call: k, Rows: r}), nil
+	s.leave(nil)
+	return wrapRows(&rows{Rows: r, s: s, slot: s.slot}), nil
 }
 
 // enter begins a call of the driver. It reports false if the connection was
 // killed. Without forceKill there is nothing to do.
 func (s *serverConn) enter() bool {
-	return !s.forced || s.state.CompareAndSwap(inUse, calling) || s.state.Load() == calling
+	return !s.forced || s.state.Load() == calling || s.state.CompareAndSwap(inUse, calling)
 }
 
 // leave ends a call of the driver. If it was killed, the connection is closed
@@ -1752,6 +1754,10 @@ func (s *serverConn) leave(err error) error {
 	if !s.forced || s.state.CompareAndSwap(calling, inUse) {
 		return err
 	}
+	return s.leaveKilled(err)
+}
+
+func (s *serverConn) leaveKilled(err error) error {
 	if s.state.CompareAndSwap(killing, killed) {
 		s.close()
 	}
@@ -1852,13 +1858,14 @@ func (e *killedError) As(target any) bool   { return errors.As(e.err, target) }
 
 // A tx is a transaction that can be killed.
 type tx struct {
-	call
-	tx driver.Tx
+	s    *serverConn
+	slot int
+	tx   driver.Tx
 }
 
 func (t *tx) Commit() error {
 	if !t.s.enter() {
-		t.drop()
+		t.s.drop(t.slot)
 		return ErrKilled
 	}
 	return t.end(t.tx.Commit())
@@ -1866,17 +1873,23 @@ func (t *tx) Commit() error {
 
 func (t *tx) Rollback() error {
 	if !t.s.enter() {
-		t.drop()
+		t.s.drop(t.slot)
 		return ErrKilled
 	}
 	return t.end(t.tx.Rollback())
 }
 
+func (t *tx) end(err error) error {
+	defer t.s.drop(t.slot)
+	return t.s.leave(err)
+}
+
 // A rows is rows that can be killed. Where the driver's lack an optional
 // interface, it answers as database/sql would have.
 type rows struct {
-	call
 	driver.Rows
+	s       *serverConn
+	slot    int
 	columns []string // of the result set
 	more    bool     // another result set follows: database/sql asks when Next has said io.EOF
 }
@@ -1904,11 +1917,11 @@ func (r *rows) Columns() []string {
 }
 
 func (r *rows) Close() error {
+	defer r.s.drop(r.slot)
 	if !r.s.enter() {
-		r.drop()
 		return ErrKilled
 	}
-	return r.end(r.Rows.Close())
+	return r.s.leave(r.Rows.Close())
 }
 
 func (r *rows) Next(dest []driver.Value) error {
@@ -2016,7 +2029,48 @@ func begin(ctx context.Context, ci driver.Conn, opts driver.TxOptions) (driver.T
 	return t, err
 }
 
-// plain prepares a call of a method that has no context and takes no names.
+// plainExecer, plainQueryer and plainStmt are ctxDriverExec and its like: they
+// call methods that take neither contexts nor names.
+type (
+	plainExecer  struct{ driver.Execer }
+	plainQueryer struct{ driver.Queryer }
+	plainStmt    struct{ driver.Stmt }
+)
+
+func (p plainExecer) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	values, err := plain(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	return p.Exec(query, values)
+}
+
+func (p plainQueryer) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	values, err := plain(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	return p.Query(query, values)
+}
+
+func (p plainStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	values, err := plain(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	return p.Exec(values)
+}
+
+func (p plainStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	values, err := plain(ctx, args)
+	if err != nil {
+		return nil, err
+	}
+	return p.Query(values)
+}
+
+// plain returns the values of arguments, if they have no names and the context
+// has not ended.
 func plain(ctx context.Context, args []driver.NamedValue) ([]driver.Value, error) {
 	values := make([]driver.Value, len(args))
 	for i, arg := range args {
