@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"io"
+	"net/url"
 	"runtime"
 	"strconv"
 	"sync/atomic"
@@ -173,7 +174,10 @@ func benchmarkOperations(b *testing.B, open func(mode string) *sql.DB) {
 type tally struct {
 	value string
 	open  *atomic.Int64
+	one   chan bool // receives when a Close has left one
 }
+
+func newTally() tally { return tally{"0", new(atomic.Int64), make(chan bool, 1)} }
 
 type tallyConn struct {
 	nopConn
@@ -182,16 +186,24 @@ type tallyConn struct {
 
 func (c tally) Open(value string) (driver.Conn, error) {
 	c.open.Add(1)
-	return &tallyConn{c: tally{value, c.open}}, nil
+	return &tallyConn{c: tally{value, c.open, c.one}}, nil
 }
 
 func (c tally) OpenConnector(value string) (driver.Connector, error) {
-	return tally{value, c.open}, nil
+	return tally{value, c.open, c.one}, nil
 }
 func (c tally) Connect(context.Context) (driver.Conn, error) { return c.Open(c.value) }
 func (c tally) Driver() driver.Driver                        { return c }
 
-func (c *tallyConn) Close() error { c.c.open.Add(-1); return nil }
+func (c *tallyConn) Close() error {
+	if c.c.open.Add(-1) == 1 {
+		select {
+		case c.c.one <- true:
+		default:
+		}
+	}
+	return nil
+}
 
 func (c *tallyConn) ExecContext(context.Context, string, []driver.NamedValue) (driver.Result, error) {
 	return tallyResult(c.c.value), nil
@@ -209,8 +221,8 @@ func fill(b *testing.B, db *sql.DB, idle int) {
 	conns := make([]*sql.Conn, idle)
 	for i := range conns {
 		var err error
-		if conns[i], err = db.Conn(b.Context()); err == nil {
-			_, err = conns[i].ExecContext(b.Context(), "insert")
+		if conns[i], err = db.Conn(context.Background()); err == nil {
+			_, err = conns[i].ExecContext(context.Background(), "insert")
 		}
 		if err != nil {
 			b.Fatal(err)
@@ -228,13 +240,15 @@ func BenchmarkChange(b *testing.B) {
 	for _, idle := range []int{1, 100, 1000, 10000} {
 		for _, mode := range []string{"hotload", "reopen"} {
 			b.Run(fmt.Sprintf("idle=%d/%s", idle, mode), func(b *testing.B) {
-				d := tally{"0", new(atomic.Int64)}
+				d := newTally()
 				var db *sql.DB
 				var change func(value string)
 				if mode == "hotload" {
-					src := newSource("0")
-					db = open(b, d, src, "")
-					change = func(value string) { src.values <- value }
+					values := make(chan string)
+					db = open(b, d, watchFunc(func(context.Context, string, url.Values) (string, <-chan string, error) {
+						return "0", values, nil
+					}), "")
+					change = func(value string) { values <- value }
 				} else {
 					reopen := func(value string) *sql.DB {
 						connector, _ := d.OpenConnector(value)
@@ -261,10 +275,11 @@ func BenchmarkChange(b *testing.B) {
 							b.Fatal(err)
 						}
 						on, _ = res.LastInsertId()
+						runtime.Gosched() // others have work too, among them who puts the value in force
 					}
 					newWork += time.Since(began)
 					for d.open.Load() > 1 {
-						runtime.Gosched()
+						<-d.one
 					}
 					allClosed += time.Since(began)
 				}
@@ -289,11 +304,11 @@ func BenchmarkMemory(b *testing.B) {
 		runtime.ReadMemStats(&m)
 		return float64(m.HeapAlloc + m.StackInuse)
 	}
-	dsn := register(tally{"0", new(atomic.Int64)}, newSource("0"))
+	dsn := register(newTally(), newSource("0"))
 	for _, mode := range []string{"direct", "graceful", "forceKill"} {
 		open := func() *sql.DB {
 			if mode == "direct" {
-				return sql.OpenDB(tally{"0", new(atomic.Int64)})
+				return sql.OpenDB(newTally())
 			}
 			db, err := sql.Open("hotload", dsn+"?forceKill="+strconv.FormatBool(mode == "forceKill"))
 			if err != nil {

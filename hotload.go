@@ -700,23 +700,25 @@ func (c *connector) publish(g *generation, p *probe) {
 	c.gen.Store(g)
 	c.mu.Unlock()
 
-	closed, inUse := 0, 0
+	var retired []*serverConn
+	inUse := 0
 	if old != nil {
 		old.end()
 		for _, s := range old.connections() {
 			switch {
-			case s.retire():
-				closed++
+			case s.state.CompareAndSwap(clean, parked):
+				retired = append(retired, s)
 			case s.state.Load() != parked: // else it is closing already
 				inUse++
 			}
 		}
+		closeAll(retired)
 	}
-	c.logger().Info("hotload: value accepted", "generation", g.number, "closed", closed, "in_use", inUse)
+	c.logger().Info("hotload: value accepted", "generation", g.number, "closed", len(retired), "in_use", inUse)
 	if old == nil {
 		return
 	}
-	old.settle(true)
+	old.retire()
 	switch {
 	case c.forceKill && c.grace > 0:
 		c.background.Go(func() { c.killLater(old) })
@@ -842,6 +844,7 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 	case spare:
 		g.spares = append(g.spares, s)
 	}
+	gone := g.goneLocked()
 	g.mu.Unlock()
 	switch {
 	case i >= 0:
@@ -850,7 +853,9 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 	case s != nil:
 		s.retire()
 	}
-	g.settle(false)
+	if gone {
+		g.drained()
+	}
 }
 
 // connect calls the driver.
@@ -877,36 +882,49 @@ func (g *generation) dropSpares() {
 func (g *generation) connections() []*serverConn {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return slices.Collect(maps.Keys(g.conns))
+	return slices.AppendSeq(make([]*serverConn, 0, len(g.conns)), maps.Keys(g.conns))
 }
 
 // remove forgets a connection that is closed.
 func (g *generation) remove(s *serverConn) {
 	g.mu.Lock()
 	delete(g.conns, s)
+	gone := g.goneLocked()
 	g.mu.Unlock()
-	g.settle(false)
+	if gone {
+		g.drained()
+	}
 }
 
-// settle ends the generation when nothing is left of it: it is superseded, its last
-// connection is closed, and no dial can bring another.
-func (g *generation) settle(retired bool) {
+// retire lets the generation drain, now that it is logged what superseded it.
+func (g *generation) retire() {
 	g.mu.Lock()
-	g.retired = g.retired || retired
-	gone := g.retired && g.dialing == 0 && len(g.conns) == 0
-	if gone {
-		select {
-		case <-g.gone:
-			gone = false
-		default:
-			close(g.gone)
-		}
-	}
+	g.retired = true
+	gone := g.goneLocked()
 	g.mu.Unlock()
 	if gone {
-		g.close()
-		g.c.logger().Info("hotload: generation drained", "generation", g.number)
+		g.drained()
 	}
+}
+
+// goneLocked reports, once, that nothing is left of the generation: it is
+// superseded, its last connection is closed, and no dial can bring another.
+func (g *generation) goneLocked() bool {
+	if !g.retired || g.dialing > 0 || len(g.conns) > 0 {
+		return false
+	}
+	select {
+	case <-g.gone:
+		return false
+	default:
+		close(g.gone)
+		return true
+	}
+}
+
+func (g *generation) drained() {
+	g.close()
+	g.c.logger().Info("hotload: generation drained", "generation", g.number)
 }
 
 // close closes the driver's connector, which happens once: when the
@@ -1000,16 +1018,16 @@ func (g *generation) try(ctx context.Context) error {
 //	clean    nothing has run since it was opened or     inUse: an operation begins
 //	         taken from the pool                        held: see there
 //	                                                    parked: its generation is superseded
-//	inUse    something ran, no call is in progress      held: returned to the pool (IsValid)
+//	inUse    something ran, no call is in progress      held, or clean without forceKill: returned to
+//	                                                    the pool (IsValid)
 //	                                                    calling: a call begins (forceKill only)
 //	                                                    killed: forceKill
 //	held     owned for a moment that is no use:         clean, and parked if its generation was
 //	         ResetSession, IsValid, Stmt.Close on a     superseded meanwhile
 //	         pooled connection; never killed
-//	calling  a call is in progress, or Raw was called   inUse: the call returns
-//	         or arguments were checked, for a call to   held: returned to the pool without one
-//	         come
-//	                                                    killing: forceKill
+//	calling  a call is in progress, or arguments were   inUse: the call returns
+//	         checked for one to come, or Raw was        held: returned to the pool without one
+//	         called                                     killing: forceKill
 //	killing  killed, but the call is in progress yet    killed: it returns, or patience ends
 //	killed   ended; the proxy has to say so             parked: returned to the pool
 //	parked   detached; the proxy dials when next used   never
@@ -1101,6 +1119,18 @@ func (s *serverConn) release() bool {
 // It is called by who parked or killed the connection, and so once.
 func (s *serverConn) close() { go s.closeOnce() }
 
+// closeAll is close for many, of which none waits for another. Each goroutine
+// starts the next before it calls the driver: started at the same time, they
+// would keep all else in the program from running.
+func closeAll(conns []*serverConn) {
+	if len(conns) > 0 {
+		go func() {
+			closeAll(conns[1:])
+			conns[0].closeOnce()
+		}()
+	}
+}
+
 func (s *serverConn) closeOnce() {
 	if !s.closing.CompareAndSwap(false, true) {
 		return
@@ -1115,7 +1145,9 @@ func (s *serverConn) closeOnce() {
 func (s *serverConn) shut() {
 	s.err = s.ci.Close()
 	s.cancel()
-	s.cancelAll(nil)
+	if s.forced {
+		s.cancelAll(nil)
+	}
 	close(s.done)
 	s.gen.c.removeOrphan(s)
 	s.gen.remove(s)
