@@ -26,10 +26,8 @@ import (
 // slowest machine, as only a failing test waits it out.
 const limit = 30 * time.Second
 
-// A source is a strategy whose values the test sets. Each has a name of its
-// own, under which it and a driver are registered.
+// A source is a strategy whose values the test sets.
 type source struct {
-	name    string
 	mu      sync.Mutex // guards value
 	value   string
 	values  chan string // unbuffered: who has sent twice knows that the first was taken up
