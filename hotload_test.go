@@ -1297,7 +1297,7 @@ func TestEvents(t *testing.T) {
 			t.Errorf("commit: %v", err)
 		}
 		close(c)
-		c = <-values
+		<-values
 		await(t, "the value of the new watch", func() bool { return ask(t, db) == "1" })
 		pool := regexp.MustCompile("strategy=(test[0-9]+) driver=(test[0-9]+) path=/path").FindString(log.String())
 		for _, line := range []string{
