@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"runtime"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -114,57 +115,100 @@ var operations = []struct {
 	}},
 }
 
-// BenchmarkOperation compares operations on a driver that does nothing, used
-// directly and through hotload.
-func BenchmarkOperation(b *testing.B) {
-	dsn := register(nop{}, newSource("1"))
-	benchmarkOperations(b, func(mode string) *sql.DB {
-		if mode == "direct" {
-			return sql.OpenDB(nop{})
-		}
-		db, err := sql.Open("hotload", dsn+"?forceKill="+strconv.FormatBool(mode == "forceKill"))
-		if err != nil {
-			b.Fatal(err)
-		}
-		return db
-	})
+// modes are the ways to use a driver that are compared.
+var modes = []string{"direct", "graceful", "forceKill"}
+
+// openNop opens a sql.DB on a nop.
+func openNop(b *testing.B, mode string) *sql.DB {
+	if mode == "direct" {
+		return sql.OpenDB(nop{})
+	}
+	db := open(b, nop{}, newSource("1"), "forceKill="+strconv.FormatBool(mode == "forceKill"))
+	db.SetMaxIdleConns(16)
+	return db
 }
 
-func benchmarkOperations(b *testing.B, open func(mode string) *sql.DB) {
-	for _, op := range operations {
-		for _, parallel := range []bool{false, true} {
-			name := op.name + "/serial"
-			if parallel {
-				name = op.name + "/parallel"
+// inParallel calls f n times, shared among as many goroutines as can run.
+func inParallel(n int, f func()) {
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for range n / runtime.GOMAXPROCS(0) {
+				f()
 			}
-			for _, mode := range []string{"direct", "graceful", "forceKill"} {
-				b.Run(name+"/"+mode, func(b *testing.B) {
-					db := open(mode)
+		})
+	}
+	wg.Wait()
+}
+
+// BenchmarkOperation measures operations on a driver that does nothing, used
+// directly and through hotload.
+func BenchmarkOperation(b *testing.B) {
+	for _, op := range operations {
+		for _, mode := range modes {
+			b.Run(op.name+"/"+mode, func(b *testing.B) {
+				db := openNop(b, mode)
+				defer db.Close()
+				stmt, err := db.Prepare("insert")
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer stmt.Close()
+				b.ReportAllocs()
+				for b.Loop() {
+					if err := op.run(db, stmt); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
+// BenchmarkRatio measures the same in small batches, by turns, and reports the
+// ratios of the quickest: they hold on a machine that does other things too.
+// Each iteration is a batch.
+func BenchmarkRatio(b *testing.B) {
+	const batch = 500
+	for _, op := range operations {
+		for _, how := range []string{"serial", "parallel"} {
+			b.Run(op.name+"/"+how, func(b *testing.B) {
+				best := make([]time.Duration, len(modes))
+				var runs []func()
+				for i, mode := range modes {
+					best[i] = time.Hour
+					db := openNop(b, mode)
 					defer db.Close()
-					db.SetMaxIdleConns(16)
 					stmt, err := db.Prepare("insert")
 					if err != nil {
 						b.Fatal(err)
 					}
 					defer stmt.Close()
-					b.ReportAllocs()
-					if parallel {
-						b.RunParallel(func(pb *testing.PB) {
-							for pb.Next() {
-								if err := op.run(db, stmt); err != nil {
-									b.Error(err)
-								}
-							}
-						})
-						return
-					}
-					for b.Loop() {
+					runs = append(runs, func() {
 						if err := op.run(db, stmt); err != nil {
-							b.Fatal(err)
+							b.Error(err)
 						}
+					})
+				}
+				for b.Loop() {
+					for i, run := range runs {
+						began := time.Now()
+						if how == "parallel" {
+							inParallel(batch, run)
+						} else {
+							for range batch {
+								run()
+							}
+						}
+						best[i] = min(best[i], time.Since(began))
 					}
-				})
-			}
+				}
+				for i, mode := range modes[1:] {
+					b.ReportMetric(float64(best[i+1])/float64(best[0]), mode+"/direct")
+				}
+				b.ReportMetric(float64(best[0].Nanoseconds())/batch, "direct-ns")
+				b.ReportMetric(0, "ns/op")
+			})
 		}
 	}
 }
@@ -305,7 +349,7 @@ func BenchmarkMemory(b *testing.B) {
 		return float64(m.HeapAlloc + m.StackInuse)
 	}
 	dsn := register(newTally(), newSource("0"))
-	for _, mode := range []string{"direct", "graceful", "forceKill"} {
+	for _, mode := range modes {
 		open := func() *sql.DB {
 			if mode == "direct" {
 				return sql.OpenDB(newTally())
@@ -345,46 +389,41 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// BenchmarkPostgres is BenchmarkOperation on a PostgreSQL server, over its Unix
-// socket.
+// BenchmarkPostgres measures queries on a PostgreSQL server, over its Unix
+// socket, as BenchmarkRatio does.
 func BenchmarkPostgres(b *testing.B) {
+	const batch = 50
 	server := pgserver.ForTest(b, pgserver.Options{Name: "bench"})
 	value := server.SuperSocketDSN()
-	for _, mode := range []string{"direct", "graceful", "forceKill"} {
-		for _, parallel := range []bool{false, true} {
-			b.Run(fmt.Sprintf("parallel=%t/%s", parallel, mode), func(b *testing.B) {
-				var db *sql.DB
-				var err error
-				if mode == "direct" {
-					db, err = sql.Open("postgres", value)
-				} else {
-					db, err = sql.Open("hotload", register(pq.Driver{}, newSource(value))+"?forceKill="+strconv.FormatBool(mode == "forceKill"))
-				}
-				if err != nil {
-					b.Fatal(err)
-				}
-				defer db.Close()
-				db.SetMaxIdleConns(16)
-				query := func() {
-					var n int
-					if err := db.QueryRow("select $1::int", 1).Scan(&n); err != nil {
-						b.Error(err)
-					}
-				}
-				query()
-				b.ReportAllocs()
-				if !parallel {
-					for b.Loop() {
-						query()
-					}
-					return
-				}
-				b.RunParallel(func(pb *testing.PB) {
-					for pb.Next() {
-						query()
-					}
-				})
-			})
+	best := make([]time.Duration, len(modes))
+	dbs := make([]*sql.DB, len(modes))
+	for i, mode := range modes {
+		best[i] = time.Hour
+		if mode == "direct" {
+			var err error
+			if dbs[i], err = sql.Open("postgres", value); err != nil {
+				b.Fatal(err)
+			}
+			defer dbs[i].Close()
+		} else {
+			dbs[i] = open(b, pq.Driver{}, newSource(value), "forceKill="+strconv.FormatBool(mode == "forceKill"))
 		}
 	}
+	for b.Loop() {
+		for i, db := range dbs {
+			began := time.Now()
+			for range batch {
+				var n int
+				if err := db.QueryRow("select $1::int", 1).Scan(&n); err != nil {
+					b.Fatal(err)
+				}
+			}
+			best[i] = min(best[i], time.Since(began))
+		}
+	}
+	for i, mode := range modes[1:] {
+		b.ReportMetric(float64(best[i+1])/float64(best[0]), mode+"/direct")
+	}
+	b.ReportMetric(float64(best[0].Nanoseconds())/batch, "direct-ns")
+	b.ReportMetric(0, "ns/op")
 }
