@@ -2,20 +2,28 @@ package fsnotify_test
 
 import (
 	"bytes"
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	upstream "github.com/fsnotify/fsnotify"
+	"github.com/infobloxopen/hotload"
 	"github.com/infobloxopen/hotload/fsnotify"
 )
 
 // BenchmarkLatency measures from the return of the system call that completes a
-// change to the new value at the consumer: through the strategy, and through a bare
-// upstream watcher whose receiver reads the file. The strategy's in-place figures
+// change to the new value at the consumer: through the strategy, through it until
+// a pool has put the value in force, and through a bare upstream watcher whose
+// receiver reads the file. The strategy's in-place figures
 // include the quiet time. Where there is one the files are in a memory file system: on a
 // disk most deliveries are over before the rename returns.
 func BenchmarkLatency(b *testing.B) {
@@ -30,6 +38,7 @@ func BenchmarkLatency(b *testing.B) {
 			}
 			return values
 		}},
+		{"in-force", inForce},
 		{"bare", bare},
 	}
 	changes := []struct {
@@ -77,6 +86,51 @@ func BenchmarkLatency(b *testing.B) {
 		}
 	}
 }
+
+// inForce sends the value of a pool when it has been put in force.
+func inForce(b *testing.B, path string) <-chan string {
+	d := valueDriver{make(chan string, 1), make(chan string, 1)}
+	name := fmt.Sprintf("bench%d", benches.Add(1))
+	hotload.Register(name, d)
+	old := slog.Default()
+	slog.SetDefault(slog.New(d))
+	b.Cleanup(func() { slog.SetDefault(old) })
+	db, err := sql.Open("hotload", "fsnotify://"+name+path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { db.Close() })
+	db.Ping() // starts the watch; the driver refuses to connect
+	<-d.accepted
+	return d.accepted
+}
+
+var benches atomic.Int32
+
+// A valueDriver hears of values when it makes a connector of them, and, as a
+// log handler, when they have been put in force.
+type valueDriver struct {
+	offered, accepted chan string
+}
+
+func (d valueDriver) OpenConnector(value string) (driver.Connector, error) {
+	d.offered <- value
+	return d, nil
+}
+
+func (d valueDriver) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "hotload: value accepted" {
+		d.accepted <- <-d.offered
+	}
+	return nil
+}
+
+func (valueDriver) Enabled(context.Context, slog.Level) bool     { return true }
+func (d valueDriver) WithAttrs([]slog.Attr) slog.Handler         { return d }
+func (d valueDriver) WithGroup(string) slog.Handler              { return d }
+func (d valueDriver) Driver() driver.Driver                      { return d }
+func (valueDriver) Open(string) (driver.Conn, error)             { return nil, errors.ErrUnsupported }
+func (valueDriver) Connect(context.Context) (driver.Conn, error) { return nil, errors.ErrUnsupported }
 
 // bare sends the content of path after each event of its directory.
 func bare(b *testing.B, path string) <-chan string {
