@@ -1183,10 +1183,9 @@ func (s *serverConn) awaitClose(ctx context.Context) error {
 // them here, because it would convert the arguments before it learned that it
 // has to prepare a statement.
 type conn struct {
-	c     *connector
-	s     *serverConn
-	alone bool // opened by Driver.Open: closing it closes the connector
-
+	c      *connector
+	s      *serverConn
+	alone  bool // opened by Driver.Open: closing it closes the connector
 	closed bool
 
 	// unchecked means that the arguments for the operation to come are as the
@@ -1266,7 +1265,7 @@ func (p *conn) acquire(ctx context.Context) (*serverConn, error) {
 			return s, nil
 		}
 		switch p.s.state.Load() {
-		case killing: // since a call of Raw, which has returned
+		case killing: // in a call whose end could not be seen: see calling
 			p.s.leave(nil)
 			return nil, ErrKilled
 		case killed:
