@@ -630,8 +630,12 @@ func (c *connector) newGeneration(value string) (*generation, error) {
 	}
 	g := &generation{c: c, value: value, gone: make(chan struct{}), conns: make(map[*serverConn]struct{})}
 	if d, ok := c.real.(driver.DriverContext); ok {
-		var err error
-		if g.connector, err = d.OpenConnector(value); err != nil {
+		err := func() (err error) {
+			defer recoverPanic(&err)
+			g.connector, err = d.OpenConnector(value)
+			return err
+		}()
+		if err != nil {
 			c.refuse(value, "driver", err)
 			return nil, &refusedError{c.strategy, c.driver, c.path, err}
 		}
@@ -751,6 +755,15 @@ type dialed struct {
 	err error
 }
 
+// result returns it in the goroutine of the caller, where a driver that
+// panicked would have done so.
+func (d dialed) result() (*serverConn, error) {
+	if p, ok := d.err.(*driverPanic); ok {
+		panic(p.value)
+	}
+	return d.s, d.err
+}
+
 // spareLife is how long a connection is kept whose caller has left. It serves
 // callers more impatient than the server is quick, and must not go stale.
 const spareLife = 10 * time.Second
@@ -789,7 +802,7 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 
 	select {
 	case d := <-result:
-		return d.s, d.err
+		return d.result()
 	case <-ctx.Done():
 	}
 	if g.connector != nil {
@@ -798,7 +811,7 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 		defer limit.Stop()
 		select {
 		case d := <-result:
-			return d.s, d.err
+			return d.result()
 		case <-g.ctx.Done():
 		case <-limit.C:
 		}
@@ -811,7 +824,7 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 	g.mu.Unlock()
 	if i < 0 {
 		d := <-result
-		return d.s, d.err
+		return d.result()
 	}
 	return nil, ctx.Err()
 }
@@ -859,11 +872,24 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 }
 
 // connect calls the driver.
-func (g *generation) connect(ctx context.Context) (driver.Conn, error) {
+func (g *generation) connect(ctx context.Context) (ci driver.Conn, err error) {
+	defer recoverPanic(&err)
 	if g.connector != nil {
 		return g.connector.Connect(ctx)
 	}
 	return g.c.real.Open(g.value)
+}
+
+// A driverPanic is a panic of the driver in a goroutine of hotload's, where
+// nobody could recover from it.
+type driverPanic struct{ value any }
+
+func (*driverPanic) Error() string { return "hotload: the driver panicked" }
+
+func recoverPanic(err *error) {
+	if v := recover(); v != nil {
+		*err = &driverPanic{v}
+	}
 }
 
 // dropSpares closes the connections that are kept for no caller.
@@ -1302,16 +1328,35 @@ func (p *conn) hold() bool {
 
 // ResetSession does nothing if the proxy is parked: its next server connection
 // will be a new one.
+//
+// A layer above that does not pass IsValid on leaves it to this method to take
+// the connection back.
 func (p *conn) ResetSession(ctx context.Context) error {
 	s := p.s
-	if s.resetter == nil || !p.hold() {
+	p.spoiled = false // database/sql has kept it
+	if s.resetter == nil && s.state.Load() == clean {
 		return nil
 	}
-	err := s.resetter.ResetSession(ctx)
+	if !p.hold() {
+		p.park()
+		return nil
+	}
+	var err error
+	if s.resetter != nil && !s.superseded() {
+		err = s.resetter.ResetSession(ctx)
+	}
 	if !s.release() {
 		return nil
 	}
 	return err
+}
+
+// park parks the server connection of a proxy that is returned to the pool and
+// could not be held: it was killed, or is parked already.
+func (p *conn) park() {
+	if s := p.s; s.state.Swap(parked) == killing {
+		s.close()
+	}
 }
 
 // IsValid tells that the connection is being returned to the pool. A server
@@ -1320,9 +1365,7 @@ func (p *conn) IsValid() bool {
 	s, spoiled := p.s, p.spoiled
 	p.spoiled = false
 	if owned := !s.forced && s.state.Load() == inUse; !owned && !p.hold() {
-		if s.state.Swap(parked) == killing {
-			s.close()
-		}
+		p.park()
 		return true
 	}
 	if v := s.validator; (spoiled || v != nil) && !s.superseded() {
@@ -1497,6 +1540,7 @@ func (p *conn) CheckNamedValue(nv *driver.NamedValue) error {
 	if s == nil || !s.enter() {
 		return nil
 	}
+	defer s.leave(nil)
 	if checker, ok := s.ci.(driver.NamedValueChecker); ok {
 		return checker.CheckNamedValue(nv)
 	}
@@ -1581,10 +1625,14 @@ func (st *stmt) Close() error {
 }
 
 func (st *stmt) close() error {
+	if st.index < 0 {
+		return nil // closed already, in a Raw callback
+	}
 	open, last := st.s.stmts, len(st.s.stmts)-1
 	open[st.index], open[last].index = open[last], st.index
 	open[last] = nil
 	st.s.stmts = open[:last]
+	st.index = -1
 	defer st.s.drop(st.slot)
 	return st.si.Close()
 }
@@ -1606,9 +1654,11 @@ func (st *stmt) take() *serverConn {
 // NumInput returns -1, for unknown, if the statement has to be prepared again.
 // Then the arguments are counted when they are converted.
 func (st *stmt) NumInput() int {
-	if st.take() == nil {
+	s := st.take()
+	if s == nil {
 		return -1
 	}
+	defer s.leave(nil)
 	return st.si.NumInput()
 }
 
@@ -1617,6 +1667,7 @@ func (st *stmt) CheckNamedValue(nv *driver.NamedValue) error {
 	if s == nil {
 		return nil
 	}
+	defer s.leave(nil)
 	checker, ok := st.si.(driver.NamedValueChecker)
 	if !ok {
 		checker, ok = s.ci.(driver.NamedValueChecker)
@@ -1628,8 +1679,11 @@ func (st *stmt) CheckNamedValue(nv *driver.NamedValue) error {
 }
 
 func (st *columnStmt) ColumnConverter(i int) driver.ValueConverter {
-	if cc, ok := st.si.(driver.ColumnConverter); ok && st.take() != nil {
-		return cc.ColumnConverter(i)
+	if cc, ok := st.si.(driver.ColumnConverter); ok {
+		if s := st.take(); s != nil {
+			defer s.leave(nil)
+			return cc.ColumnConverter(i)
+		}
 	}
 	return driver.DefaultParameterConverter
 }
@@ -1729,9 +1783,9 @@ func (s *serverConn) deriveForced(ctx context.Context) context.Context {
 	return ctx
 }
 
-// drop ends the context in a slot.
+// drop ends the context in a slot, if there is one.
 func (s *serverConn) drop(slot int) {
-	if !s.forced {
+	if !s.forced || slot < 0 {
 		return
 	}
 	s.mu.Lock()
@@ -1896,7 +1950,7 @@ type tx struct {
 
 func (t *tx) Commit() error {
 	if !t.s.enter() {
-		t.s.drop(t.slot)
+		t.drop()
 		return ErrKilled
 	}
 	return t.end(t.tx.Commit())
@@ -1904,15 +1958,22 @@ func (t *tx) Commit() error {
 
 func (t *tx) Rollback() error {
 	if !t.s.enter() {
-		t.s.drop(t.slot)
+		t.drop()
 		return ErrKilled
 	}
 	return t.end(t.tx.Rollback())
 }
 
 func (t *tx) end(err error) error {
-	defer t.s.drop(t.slot)
+	defer t.drop()
 	return t.s.leave(err)
+}
+
+// drop ends the context, once: who has the transaction from a Raw callback may
+// end it twice, and by then the slot may be another's.
+func (t *tx) drop() {
+	t.s.drop(t.slot)
+	t.slot = -1
 }
 
 // A rows is rows that can be killed. Where the driver's lack an optional
@@ -1948,7 +2009,7 @@ func (r *rows) Columns() []string {
 }
 
 func (r *rows) Close() error {
-	defer r.s.drop(r.slot)
+	defer func() { r.s.drop(r.slot); r.slot = -1 }()
 	if !r.s.enter() {
 		return ErrKilled
 	}
@@ -1959,7 +2020,15 @@ func (r *rows) Next(dest []driver.Value) error {
 	if !r.s.enter() {
 		return ErrKilled
 	}
-	return r.next(r.Rows.Next(dest))
+	err := r.Rows.Next(dest)
+	if err == nil {
+		for i, v := range dest {
+			if cursor, ok := v.(driver.Rows); ok { // sql.Rows.Scan makes it a sql.Rows
+				dest[i] = wrapRows(&rows{Rows: cursor, s: r.s, slot: -1})
+			}
+		}
+	}
+	return r.next(err)
 }
 
 // next ends a call that asked for a row. At the end of a result set it asks for

@@ -1,0 +1,399 @@
+package hotload_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"sync/atomic"
+	"testing"
+
+	"github.com/infobloxopen/hotload"
+)
+
+// around opens a pool on a layer around hotload that passes ResetSession on
+// but not IsValid.
+func around(t *testing.T, d driver.Driver, src *source, options string) *sql.DB {
+	t.Helper()
+	empty, err := sql.Open("hotload", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := wrapper{Driver: empty.Driver(), poor: true, calls: new(atomic.Int64)}
+	empty.Close()
+	name := register(d, src)
+	sql.Register(name, w)
+	db, err := sql.Open(name, name+"?"+options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	db.SetMaxOpenConns(1)
+	return db
+}
+
+// A bareFake's connections are no SessionResetters and no Validators.
+type bareFake struct{ *fake }
+
+type bareConn struct {
+	driver.Conn
+	driver.QueryerContext
+	driver.ConnBeginTx
+	driver.ConnPrepareContext
+}
+
+func (f bareFake) Open(value string) (driver.Conn, error) {
+	c, err := f.fake.Open(value)
+	if err != nil {
+		return nil, err
+	}
+	fc := c.(*fakeConn)
+	return bareConn{fc, fc, fc, fc}, nil
+}
+
+// A layer that does not pass IsValid on: a connection that was in use at a change is not
+// used again, also if the driver is no SessionResetter.
+func TestLayerWithoutIsValidStale(t *testing.T) {
+	src := newSource("1")
+	db := around(t, bareFake{newFake(t)}, src, "")
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	src.set("2")
+	tx.Commit()
+	for range 3 {
+		if v := ask(t, db); v != "2" {
+			t.Errorf("new operation after the change runs on %q", v)
+		}
+	}
+}
+
+// The same: a connection that was killed does not fail later operations.
+func TestLayerWithoutIsValidKilled(t *testing.T) {
+	src := newSource("1")
+	db := around(t, newFake(t), src, "forceKill=true")
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	src.set("2")
+	tx.Rollback()
+	for range 3 {
+		var v string
+		if err := db.QueryRow("ask").Scan(&v); err != nil || v != "2" {
+			t.Errorf("new operation after the kill: %q, %v", v, err)
+		}
+	}
+}
+
+// The same: nor does one whose transaction was rolled back as its context had ended.
+func TestLayerWithoutIsValidSpoiled(t *testing.T) {
+	src := newSource("1")
+	db := around(t, bareFake{newFake(t)}, src, "")
+	for range 50 {
+		ctx, cancel := context.WithCancel(t.Context())
+		tx, err := db.BeginTx(ctx, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		tx.Rollback()
+		for range 2 {
+			var v string
+			if err := db.QueryRow("ask").Scan(&v); err != nil {
+				t.Fatalf("new operation after a rollback: %q, %v", v, err)
+			}
+		}
+	}
+}
+
+// Rows and transactions of a Raw callback may be ended twice.
+func TestDoubleEnd(t *testing.T) {
+	for _, what := range []string{"rows", "tx"} {
+		t.Run(what, func(t *testing.T) {
+			db := open(t, lenientFake{newFake(t)}, newSource("1"), "forceKill=true")
+			conn, err := db.Conn(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.Raw(func(dc any) error {
+				defer func() {
+					if r := recover(); r != nil {
+						t.Errorf("panic: %v", r)
+					}
+				}()
+				if what == "rows" {
+					rows, err := dc.(driver.QueryerContext).QueryContext(t.Context(), "ask", nil)
+					if err != nil {
+						t.Error(err)
+					}
+					defer rows.Close()
+					rows.Close()
+				} else {
+					tx, err := dc.(driver.ConnBeginTx).BeginTx(t.Context(), driver.TxOptions{})
+					if err != nil {
+						t.Error(err)
+					}
+					defer tx.Rollback()
+					tx.Commit()
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// The second end of rows does not end the context of others.
+func TestDoubleEndCancelsOther(t *testing.T) {
+	db := open(t, lenientFake{newFake(t)}, newSource("1"), "forceKill=true")
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.Raw(func(dc any) error {
+		first, err := dc.(driver.QueryerContext).QueryContext(t.Context(), "ask", nil)
+		if err != nil {
+			t.Error(err)
+		}
+		first.Close()
+		second, err := dc.(driver.QueryerContext).QueryContext(t.Context(), "ask", nil)
+		if err != nil {
+			t.Error(err)
+		}
+		first.Close()
+		if err := second.Next(make([]driver.Value, 1)); err != nil {
+			t.Errorf("Next of other rows: %v", err)
+		}
+		return nil
+	})
+}
+
+// A lenientFake's rows and transactions may be ended twice, as most drivers have it.
+type lenientFake struct{ *fake }
+
+type lenientConn struct{ *fakeConn }
+
+type lenientRows struct {
+	driver.Rows
+	closed bool
+}
+
+func (r *lenientRows) Close() error {
+	if r.closed {
+		return nil
+	}
+	r.closed = true
+	return r.Rows.Close()
+}
+
+type lenientTx struct {
+	driver.Tx
+	done bool
+}
+
+func (t *lenientTx) end(f func() error) error {
+	if t.done {
+		return sql.ErrTxDone
+	}
+	t.done = true
+	return f()
+}
+func (t *lenientTx) Commit() error   { return t.end(t.Tx.Commit) }
+func (t *lenientTx) Rollback() error { return t.end(t.Tx.Rollback) }
+
+func (f lenientFake) Open(value string) (driver.Conn, error) {
+	c, err := f.fake.Open(value)
+	if err != nil {
+		return nil, err
+	}
+	return lenientConn{c.(*fakeConn)}, nil
+}
+
+func (c lenientConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	r, err := c.fakeConn.QueryContext(ctx, query, args)
+	return &lenientRows{Rows: r}, err
+}
+
+func (c lenientConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	tx, err := c.fakeConn.BeginTx(ctx, opts)
+	return &lenientTx{Tx: tx}, err
+}
+
+// A cursorFake has rows whose column is a cursor: a driver.Rows.
+type cursorFake struct{ *fake }
+
+type cursorConn struct{ *fakeConn }
+
+type cursorRows struct {
+	driver.Rows
+	c *fakeConn
+}
+
+func (f cursorFake) Open(value string) (driver.Conn, error) {
+	c, err := f.fake.Open(value)
+	if err != nil {
+		return nil, err
+	}
+	return cursorConn{c.(*fakeConn)}, nil
+}
+
+func (c cursorConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	r, err := c.fakeConn.QueryContext(ctx, query, args)
+	return cursorRows{r, c.fakeConn}, err
+}
+
+func (r cursorRows) Next(dest []driver.Value) error {
+	if err := r.Rows.Next(dest); err != nil {
+		return err
+	}
+	dest[0] = &fakeRows{c: r.c, ctx: context.Background(), left: 2}
+	return nil
+}
+
+// A cursor is killed with its rows.
+func TestCursor(t *testing.T) {
+	for _, during := range []bool{false, true} {
+		t.Run(map[bool]string{false: "between", true: "during a Next of the cursor"}[during], func(t *testing.T) {
+			f, src := newFake(t), newSource("1")
+			calls := 0
+			if during {
+				f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
+					if call == "Next" {
+						if calls++; calls == 3 {
+							src.set("2")
+						}
+					}
+					return nil
+				}
+			}
+			db := open(t, cursorFake{f}, src, "forceKill=true")
+			rows, err := db.Query("ask")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer rows.Close()
+			var cursor sql.Rows
+			if !rows.Next() {
+				t.Fatal(rows.Err())
+			}
+			if err := rows.Scan(&cursor); err != nil {
+				t.Fatal(err)
+			}
+			if !cursor.Next() {
+				t.Fatal(cursor.Err())
+			}
+			if !during {
+				src.set("2")
+				await(t, "closed", func() bool { return f.closed.Load() == 1 })
+			}
+			for cursor.Next() {
+			}
+			if err := cursor.Err(); !errors.Is(err, hotload.ErrKilled) {
+				t.Errorf("killed cursor: %v", err)
+			}
+		})
+	}
+}
+
+// A statement of a Raw callback may be closed twice.
+func TestDoubleStmtClose(t *testing.T) {
+	for _, options := range []string{"", "forceKill=true"} {
+		t.Run(options, func(t *testing.T) {
+			db := open(t, lenientFake{newFake(t)}, newSource("1"), options)
+			conn, err := db.Conn(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.Raw(func(dc any) error {
+				defer func() {
+					if r := recover(); r != nil {
+						t.Errorf("panic: %v", r)
+					}
+				}()
+				st, err := dc.(driver.ConnPrepareContext).PrepareContext(t.Context(), "ask")
+				if err != nil {
+					t.Error(err)
+				}
+				defer st.Close()
+				st.Close()
+				return nil
+			})
+		})
+	}
+}
+
+type lenientStmt struct {
+	*fakeStmt
+	done bool
+}
+
+func (s *lenientStmt) Close() error {
+	if s.done {
+		return nil
+	}
+	s.done = true
+	return s.fakeStmt.Close()
+}
+
+func (c lenientConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	s, err := c.fakeConn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return &lenientStmt{fakeStmt: s.(*fakeStmt)}, nil
+}
+
+// After an argument error no call is in progress: a kill closes at once,
+// statements first.
+func TestArgumentErrorThenKill(t *testing.T) {
+	f, src := newFake(t), newSource("1")
+	db := open(t, f, src, "forceKill=true")
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.PrepareContext(t.Context(), "ask"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.ExecContext(t.Context(), "x", make(chan int)); err == nil {
+		t.Fatal("no error")
+	}
+	src.set("2") // the fake polices that the statement is closed first
+	await(t, "the connection is closed", func() bool { return f.closed.Load() == 1 })
+}
+
+// A driver that panics does so in its caller's goroutine, or is refused.
+func TestPanic(t *testing.T) {
+	log := collect(t)
+	f, src := newFake(t), newSource("1")
+	f.onOpen = func(_ context.Context, value string) error {
+		if value == "2" {
+			panic("a bug in the driver")
+		}
+		return nil
+	}
+	db := open(t, panickingFake{ctxFake{f}}, src, "")
+	ask(t, db)
+	src.set("panic")
+	want(t, "refused", log.count("hotload: value refused", "reason=driver", "error_type=*hotload.driverPanic"), 1)
+	want(t, "value", ask(t, db), "1")
+	src.set("2")
+	func() {
+		defer func() { want(t, "panic", recover(), any("a bug in the driver")) }()
+		db.Ping()
+	}()
+}
+
+type panickingFake struct{ ctxFake }
+
+func (f panickingFake) OpenConnector(value string) (driver.Connector, error) {
+	if value == "panic" {
+		panic("a bug in the driver")
+	}
+	return f.ctxFake.OpenConnector(value)
+}
