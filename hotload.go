@@ -1051,9 +1051,9 @@ func (g *generation) try(ctx context.Context) error {
 //	held     owned for a moment that is no use:         clean, and parked if its generation was
 //	         ResetSession, IsValid, Stmt.Close on a     superseded meanwhile
 //	         pooled connection; never killed
-//	calling  a call is in progress, or arguments were   inUse: the call returns
-//	         checked for one to come, or Raw was        held: returned to the pool without one
-//	         called                                     killing: forceKill
+//	calling  a call is in progress, or Raw was called   inUse: the call returns
+//	                                                    held: returned to the pool after Raw
+//	                                                    killing: forceKill
 //	killing  killed, but the call is in progress yet    killed: it returns, or patience ends
 //	killed   ended; the proxy has to say so             parked: returned to the pool
 //	parked   detached; the proxy dials when next used   never
@@ -1291,7 +1291,7 @@ func (p *conn) acquire(ctx context.Context) (*serverConn, error) {
 			return s, nil
 		}
 		switch p.s.state.Load() {
-		case killing: // in a call whose end could not be seen: see calling
+		case killing: // since a call of Raw, which has returned
 			p.s.leave(nil)
 			return nil, ErrKilled
 		case killed:
@@ -1342,7 +1342,7 @@ func (p *conn) ResetSession(ctx context.Context) error {
 		return nil
 	}
 	var err error
-	if s.resetter != nil && !s.superseded() {
+	if s.resetter != nil {
 		err = s.resetter.ResetSession(ctx)
 	}
 	if !s.release() {
@@ -1532,19 +1532,20 @@ func (p *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 }
 
 // CheckNamedValue has the driver's connection check an argument of the
-// operation to come, as part of the same call. Without a connection it accepts
-// the argument as it is: there is no context to dial with.
+// operation to come. Without a connection it accepts the argument as it is:
+// there is no context to dial with.
 func (p *conn) CheckNamedValue(nv *driver.NamedValue) error {
 	s := p.take()
 	p.unchecked = s == nil
 	if s == nil || !s.enter() {
 		return nil
 	}
-	defer s.leave(nil)
+	err := driver.ErrSkip
 	if checker, ok := s.ci.(driver.NamedValueChecker); ok {
-		return checker.CheckNamedValue(nv)
+		err = checker.CheckNamedValue(nv)
 	}
-	return driver.ErrSkip
+	s.leave(nil)
+	return err
 }
 
 // checked returns the arguments that there was no connection to check as
@@ -1658,8 +1659,9 @@ func (st *stmt) NumInput() int {
 	if s == nil {
 		return -1
 	}
-	defer s.leave(nil)
-	return st.si.NumInput()
+	n := st.si.NumInput()
+	s.leave(nil)
+	return n
 }
 
 func (st *stmt) CheckNamedValue(nv *driver.NamedValue) error {
@@ -1667,15 +1669,16 @@ func (st *stmt) CheckNamedValue(nv *driver.NamedValue) error {
 	if s == nil {
 		return nil
 	}
-	defer s.leave(nil)
 	checker, ok := st.si.(driver.NamedValueChecker)
 	if !ok {
 		checker, ok = s.ci.(driver.NamedValueChecker)
 	}
+	err := driver.ErrSkip
 	if ok {
-		return checker.CheckNamedValue(nv)
+		err = checker.CheckNamedValue(nv)
 	}
-	return driver.ErrSkip
+	s.leave(nil)
+	return err
 }
 
 func (st *columnStmt) ColumnConverter(i int) driver.ValueConverter {
