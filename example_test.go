@@ -60,9 +60,9 @@ func (env) Watch(ctx context.Context, pth string, options url.Values) (string, <
 	if len(options) != 0 {
 		return "", nil, fmt.Errorf("env: options are given for %s: want none", name)
 	}
-	value := os.Getenv(name)
+	value := strings.TrimSpace(os.Getenv(name))
 	if value == "" {
-		return "", nil, fmt.Errorf("env: the environment variable %s is empty: want a connection string", name)
+		return "", nil, fmt.Errorf("env: the environment variable %s is blank: want a connection string", name)
 	}
 	values := make(chan string)
 	go func() {
@@ -73,7 +73,7 @@ func (env) Watch(ctx context.Context, pth string, options url.Values) (string, <
 			case <-ctx.Done():
 				return
 			}
-			next := os.Getenv(name)
+			next := strings.TrimSpace(os.Getenv(name))
 			if next == "" || next == value {
 				continue
 			}
@@ -151,5 +151,5 @@ func Example_errors() {
 	}
 	// Output:
 	// hotload: option forceKill: want true, false or a positive duration such as 30s
-	// hotload: the data source name has user information, which belongs into the connection string that the strategy delivers: want strategy://driver/path?options
+	// hotload: the data source name has user information, which belongs in the connection string that the strategy delivers: want strategy://driver/path?options
 }

@@ -16,7 +16,10 @@
 //
 //	func init() { hotload.Register("postgres", pq.Driver{}) }
 //
-//	db, err := sql.Open("hotload", "fsnotify://postgres/tmp/myconfig.txt")
+//	func main() {
+//		db, err := sql.Open("hotload", "fsnotify://postgres/tmp/myconfig.txt")
+//		...
+//	}
 //
 // Here /tmp/myconfig.txt holds what the driver opens, for example
 // "user=pqgotest dbname=pqgotest sslmode=verify-full".
@@ -49,7 +52,9 @@
 //   - Connections not in use close at once. Those in use finish their work and
 //     close when they are returned, or are ended as forceKill says.
 //   - A dial in progress is abandoned and made again with the new value.
-//   - A value that is empty, or that the driver refuses, changes nothing.
+//   - A value that is empty, or that the driver's OpenConnector refuses, changes
+//     nothing. Drivers that parse at the dial, such as pq.Driver and pgx's, refuse
+//     none: see probe.
 //
 // The error of an operation that forceKill ended matches [ErrKilled]; the
 // operation is not run again. Without forceKill a change causes no error.
@@ -62,9 +67,9 @@
 //
 // # The driver's own connection
 //
-// What [sql.Conn.Raw] passes to its callback has a method Raw that returns the
-// driver's connection, or nil if that was killed, or one was needed and could
-// not be opened:
+// What [sql.Conn.Raw] passes to its callback has a method Raw, which returns
+// the driver's connection, or nil if there is none: it was killed, or none could
+// be opened:
 //
 //	err := conn.Raw(func(driverConn any) error {
 //		c := driverConn.(interface{ Raw() driver.Conn }).Raw()
@@ -105,9 +110,11 @@ var (
 // A Strategy watches the place where a connection string is kept. SPEC.md is
 // its contract, and package strategytest tests an implementation against it.
 type Strategy interface {
-	// Watch returns the connection string that is in pth now, and a channel
-	// that delivers each later one, until ctx ends; soon after, the channel is
-	// closed. An error says why there is no first value, and leaves nothing
+	// Watch returns the connection string kept at pth, and a channel that
+	// delivers later ones, of which some may be left out but never the last,
+	// until ctx ends; soon after, the channel is closed. Pth is the path of the
+	// data source name, percent-decoded, with its leading slash; empty if there
+	// is none. An error says why there is no first value, and leaves nothing
 	// running. Options are those of the data source name without hotload's
 	// own; one that the strategy does not know is an error. Watch may be
 	// called by several goroutines at a time, and each watch is independent.
@@ -130,7 +137,7 @@ func Register(name string, d driver.Driver) {
 	if d == nil {
 		panic("hotload: Register driver is nil")
 	}
-	if u, err := url.Parse("x://" + name + "/"); err != nil || name == "" || u.Host != name || u.Port() != "" || strings.Contains(name, ":") {
+	if u, err := url.Parse("x://" + name + "/"); err != nil || name == "" || u.Host != name || strings.Contains(name, ":") {
 		panic(fmt.Sprintf("hotload: Register name %q cannot be the host of a data source name", name))
 	}
 	registryMu.Lock()
@@ -148,7 +155,7 @@ func RegisterStrategy(name string, s Strategy) {
 	if s == nil {
 		panic("hotload: RegisterStrategy strategy is nil")
 	}
-	if u, err := url.Parse(name + "://x/"); err != nil || name == "" || u.Scheme != name {
+	if u, err := url.Parse(name + "://x/"); err != nil || u.Scheme != name {
 		panic(fmt.Sprintf("hotload: RegisterStrategy name %q cannot be the scheme of a data source name", name))
 	}
 	registryMu.Lock()
@@ -168,9 +175,9 @@ type dsn struct {
 	probe                  bool
 }
 
-// parseDSN reads strategy://driver/path?options. Its errors quote the names of
-// the strategy and the driver at most: a data source name may hold secrets, all
-// the more when it is another driver's, passed by mistake.
+// parseDSN reads strategy://driver/path?options. Its errors quote nothing
+// of the name: it may hold secrets, all the more when it is another driver's,
+// passed by mistake.
 func parseDSN(name string) (d dsn, err error) {
 	if scheme, _, ok := strings.Cut(name, "://"); !ok || scheme == "" {
 		return d, errors.New("hotload: the data source name has no strategy: want strategy://driver/path?options")
@@ -185,9 +192,9 @@ func parseDSN(name string) (d dsn, err error) {
 		what  string
 	}{
 		{u.Opaque != "", "has no strategy before its ://"},
-		{u.User != nil, "has user information, which belongs into the connection string that the strategy delivers"},
+		{u.User != nil, "has user information, which belongs in the connection string that the strategy delivers"},
 		{u.Hostname() == "", "names no driver after its ://"},
-		{strings.Contains(u.Host, ":"), "has a port, which belongs into the connection string that the strategy delivers"},
+		{strings.Contains(u.Host, ":"), "has a port, which belongs in the connection string that the strategy delivers"},
 		{strings.Contains(name, "#"), "has a fragment: write %23 for a # in the path or the options"},
 	} {
 		if bad.found {
@@ -311,7 +318,7 @@ type connector struct {
 
 	mu      sync.Mutex // guards the following fields, and changes of gen
 	closed  bool
-	watch   *watch                   // nil before the first connect and after a first Watch that failed
+	first   *firstValue              // nil before the first connect and after a first Watch that failed
 	probing *probe                   // of the value that is to be put in force next; nil if there is none
 	orphans map[*serverConn]struct{} // closing, and counted by no pool
 
@@ -453,9 +460,9 @@ func (c *connector) logger() *slog.Logger {
 	return slog.With("strategy", c.strategy, "driver", c.driver, "path", c.path)
 }
 
-// A watch is a first call of Strategy.Watch and, if it succeeds, all that
-// follows until the connector is closed.
-type watch struct {
+// A firstValue is what the callers of a first connect wait for: the outcome of
+// the first call of Strategy.Watch, which they share.
+type firstValue struct {
 	ready chan struct{} // closed when the first value was taken up, or Watch failed
 	err   error         // why no value is in force; guarded by connector.mu
 }
@@ -475,10 +482,10 @@ func (c *connector) start(ctx context.Context) error {
 		c.mu.Unlock()
 		return errClosed
 	}
-	w := c.watch
+	w := c.first
 	if w == nil {
-		w = &watch{ready: make(chan struct{})}
-		c.watch = w
+		w = &firstValue{ready: make(chan struct{})}
+		c.first = w
 		c.background.Go(func() { c.run(w) })
 	}
 	c.mu.Unlock()
@@ -510,7 +517,7 @@ const (
 
 // run watches until the connector is closed. It ends early if the very first
 // Watch fails: then the next connect starts another.
-func (c *connector) run(w *watch) {
+func (c *connector) run(w *firstValue) {
 	pause := leastWatchPause
 	lost := "" // what was logged of the loss of the watch
 	for first := true; ; first = false {
@@ -525,7 +532,7 @@ func (c *connector) run(w *watch) {
 			c.offer(w, value)
 		case first:
 			c.mu.Lock()
-			c.watch, w.err = nil, err
+			c.first, w.err = nil, err
 			c.mu.Unlock()
 		}
 		if first {
@@ -559,7 +566,7 @@ func (c *connector) run(w *watch) {
 // follow takes up what the strategy delivers until it closes the channel. When
 // the connector is closed it waits for that, because then the watch is gone,
 // but not for long: the strategy may be one that ignores its context.
-func (c *connector) follow(w *watch, values <-chan string) {
+func (c *connector) follow(w *firstValue, values <-chan string) {
 	for {
 		select {
 		case value, ok := <-values:
@@ -584,7 +591,7 @@ func (c *connector) follow(w *watch, values <-chan string) {
 
 // offer takes up a value from the strategy: it is put in force, has to prove
 // itself first, is refused, or is no change.
-func (c *connector) offer(w *watch, value string) {
+func (c *connector) offer(w *firstValue, value string) {
 	c.mu.Lock()
 	cur, p := c.gen.Load(), c.probing
 	if cur != nil && cur.value == value {
@@ -731,10 +738,11 @@ func (c *connector) publish(g *generation, p *probe) {
 	}
 }
 
-// A generation is a value that was accepted, and what was opened with it.
+// A generation is a value that the driver has not refused, and what was opened
+// with it.
 type generation struct {
 	c         *connector
-	number    int // counts the values put in force, from 1
+	number    int // counts the values put in force, from 1; 0 before that
 	value     string
 	connector driver.Connector // nil if the driver is no driver.DriverContext
 	ctx       context.Context  // ends when the generation is superseded
@@ -1020,7 +1028,8 @@ func (c *connector) prove(p *probe) {
 
 // try opens a connection, pings it if the driver can, and closes it, unless the
 // value has been given up.
-func (g *generation) try(ctx context.Context) error {
+func (g *generation) try(ctx context.Context) (err error) {
+	defer recoverPanic(&err)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -1048,17 +1057,19 @@ func (g *generation) try(ctx context.Context) error {
 //	                                                    the pool (IsValid)
 //	                                                    calling: a call begins (forceKill only)
 //	                                                    killed: forceKill
+//	                                                    parked: superseded before anything ran
 //	held     owned for a moment that is no use:         clean, and parked if its generation was
 //	         ResetSession, IsValid, Stmt.Close on a     superseded meanwhile
 //	         pooled connection; never killed
 //	calling  a call is in progress, or Raw was called   inUse: the call returns
 //	                                                    held: returned to the pool after Raw
 //	                                                    killing: forceKill
-//	killing  killed, but the call is in progress yet    killed: it returns, or patience ends
+//	killing  killed, but the call is still in progress  killed: it returns, or patience ends
+//	                                                    parked: returned to the pool after Raw
 //	killed   ended; the proxy has to say so             parked: returned to the pool
-//	parked   detached; the proxy dials when next used   never
+//	parked   detached; the proxy dials when next used   nothing
 //
-// In graceful mode the states with a call in progress do not occur. Closing
+// In graceful mode calling, killing and killed do not occur. Closing
 // the proxy parks its server connection from whatever state.
 const (
 	clean int32 = iota
@@ -1142,7 +1153,6 @@ func (s *serverConn) release() bool {
 
 // close closes the driver's connection in the background, its prepared
 // statements first as database/sql does, so that nobody has to wait for it.
-// It is called by who parked or killed the connection, and so once.
 func (s *serverConn) close() { go s.closeOnce() }
 
 // closeAll is close for many, of which none waits for another. Each goroutine
@@ -1157,6 +1167,8 @@ func closeAll(conns []*serverConn) {
 	}
 }
 
+// closeOnce does nothing if another has begun: who parked or killed the
+// connection, awaitClose, or a kill whose patience ended.
 func (s *serverConn) closeOnce() {
 	if !s.closing.CompareAndSwap(false, true) {
 		return
@@ -1368,10 +1380,8 @@ func (p *conn) IsValid() bool {
 		p.park()
 		return true
 	}
-	if v := s.validator; (spoiled || v != nil) && !s.superseded() {
-		if spoiled || !v.IsValid() {
-			return false
-		}
+	if !s.superseded() && (spoiled || s.validator != nil && !s.validator.IsValid()) {
+		return false
 	}
 	s.release()
 	return true
@@ -1383,9 +1393,7 @@ func (p *conn) Close() error {
 	p.closed = true
 	s := p.s
 	var err error
-	switch s.state.Swap(parked) {
-	case parked, killed:
-	default:
+	if was := s.state.Swap(parked); was != parked && was != killed {
 		s.close()
 		if !s.superseded() && !p.c.hasOrphans() { // if one hangs, the next may too
 			s.awaitClose(context.Background())
@@ -1488,9 +1496,7 @@ func (p *conn) BeginTx(caller context.Context, opts driver.TxOptions) (driver.Tx
 	if err != nil {
 		return nil, s.end(err)
 	}
-	_, resets := s.ci.(driver.SessionResetter)
-	_, validates := s.ci.(driver.Validator)
-	if !resets || !validates {
+	if s.resetter == nil || s.validator == nil {
 		t = &spoilingTx{t, p, caller}
 	}
 	return s.tx(t), nil

@@ -16,7 +16,7 @@ var _ driver.RowsColumnScanner = scannerRows{}
 func init() {
 	wrapRows = func(r *rows) driver.Rows {
 		if scanner, ok := r.Rows.(driver.RowsColumnScanner); ok {
-			return &scannerRows{r, scanner}
+			return scannerRows{r, scanner}
 		}
 		return r
 	}

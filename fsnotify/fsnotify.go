@@ -25,14 +25,15 @@
 // A value is the whole of a regular file of at most 1 MiB without NUL bytes,
 // less a UTF-8 byte order mark and surrounding white space. What is empty, too
 // large, unreadable or away is never delivered: the last value stays, and the
-// file is read again until it is good. Only the first read reports such a file,
-// as the error of Watch. Content that is equal but for white space is no change.
+// file is read again until it is good. At the first read such a file is the error
+// of Watch; later it is logged, and so is its return. Content that is equal but
+// for white space is no change.
 //
 // # Changes
 //
 // What is put in place by rename, be it the file or a symbolic link to it as in
 // Kubernetes' Secret and ConfigMap volumes, is taken to be whole, and delivered at
-// once. A file that may still be being written is delivered when it has not
+// once. A file that may not be complete yet is delivered when it has not
 // changed for 25 ms, or after one second of changes. So a writer that pauses for
 // longer in the middle of a value, or takes longer than a second, can be caught
 // half-way. It is better to write a new file beside the old one, and to rename it
@@ -138,7 +139,7 @@ func (s *Strategy) Watch(ctx context.Context, pth string, options url.Values) (v
 	}
 }
 
-// filePath returns the name of the file that the path of a connection string means.
+// filePath returns the name of the file that the path of a data source name means.
 func filePath(pth string) (string, error) {
 	if !strings.HasPrefix(pth, "/") {
 		return "", fmt.Errorf("hotload: fsnotify: path %q, want the absolute path of a file, as in fsnotify://driver/path/of/file", pth)

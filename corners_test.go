@@ -17,7 +17,7 @@ import (
 
 // A statement that a server is slow to close is closed when its proxy has long
 // prepared it again elsewhere: what is closed then is what was open there.
-func TestSlowStatementClose(t *testing.T) {
+func TestStatementPreparedAgainWhileClosing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
 		f.onCall = func(_ context.Context, c *fakeConn, call string) error {
