@@ -223,8 +223,9 @@ func TestConfig(t *testing.T) {
 		writer.Close()
 		status <- s
 	}()
+	row := regexp.MustCompile(`^ +\d+\.\ds `)
 	var command string
-	var accepted bool
+	var pasted, accepted bool
 	var text strings.Builder
 	for lines := bufio.NewScanner(reader); lines.Scan(); {
 		line := lines.Text()
@@ -232,7 +233,8 @@ func TestConfig(t *testing.T) {
 		switch {
 		case command == "" && strings.HasPrefix(line, "  echo "):
 			command = line
-		case strings.Contains(line, valueAccepted+"  generation=1"):
+		case !pasted && row.MatchString(line): // the load is under way
+			pasted = true
 			if out, err := exec.CommandContext(ctx, "/bin/sh", "-c", command).CombinedOutput(); err != nil {
 				t.Errorf("%s: %v\n%s", command, err, out)
 				interrupt()
