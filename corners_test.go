@@ -145,35 +145,6 @@ func TestSpareIsGoneAfterClose(t *testing.T) {
 	})
 }
 
-// However many connections a driver hangs in closing, DB.Close waits as long as
-// for one.
-func TestManyHungCloses(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake(t)
-		hung := make(chan struct{})
-		defer close(hung)
-		f.onClose = func(*fakeConn) { <-hung }
-		db := open(t, f, newSource("a"), "")
-		db.SetMaxIdleConns(10)
-		var conns []*sql.Conn
-		for range 10 {
-			conn, err := db.Conn(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			conns = append(conns, conn)
-		}
-		for _, conn := range conns {
-			conn.Close()
-		}
-		began := time.Now()
-		db.Close()
-		if took := time.Since(began); took > 2*time.Second {
-			t.Errorf("DB.Close took %v", took)
-		}
-	})
-}
-
 // The end of one result set is not the end of all when the connection is
 // killed there.
 func TestKillBetweenResultSets(t *testing.T) {
