@@ -1095,6 +1095,7 @@ type serverConn struct {
 	queryer   driver.QueryerContext
 	resetter  driver.SessionResetter
 	validator driver.Validator
+	checker   driver.NamedValueChecker
 
 	stmts []*prepared // open; used by the owner alone
 	slot  int         // in cancels, of the call in progress; used by the owner alone
@@ -1113,6 +1114,7 @@ func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *se
 	s := &serverConn{gen: g, ci: ci, forced: g.c.forceKill, cancel: cancel, done: make(chan struct{})}
 	s.resetter, _ = ci.(driver.SessionResetter)
 	s.validator, _ = ci.(driver.Validator)
+	s.checker, _ = ci.(driver.NamedValueChecker)
 	switch ci := ci.(type) {
 	case driver.ExecerContext:
 		s.execer = ci
@@ -1547,8 +1549,8 @@ func (p *conn) CheckNamedValue(nv *driver.NamedValue) error {
 		return nil
 	}
 	err := driver.ErrSkip
-	if checker, ok := s.ci.(driver.NamedValueChecker); ok {
-		err = checker.CheckNamedValue(nv)
+	if s.checker != nil {
+		err = s.checker.CheckNamedValue(nv)
 	}
 	s.leave(nil)
 	return err
@@ -1572,12 +1574,13 @@ type stmt struct {
 // A prepared is a statement of the driver. It stays what it is when its stmt
 // is prepared again, as its connection may be closing still.
 type prepared struct {
-	s     *serverConn
-	si    driver.Stmt
-	exec  driver.StmtExecContext // si, or what has it do so
-	query driver.StmtQueryContext
-	slot  int // of the context that it was prepared with
-	index int // in s.stmts
+	s       *serverConn
+	si      driver.Stmt
+	exec    driver.StmtExecContext // si, or what has it do so
+	query   driver.StmtQueryContext
+	checker driver.NamedValueChecker // si, or the connection, or nil
+	slot    int                      // of the context that it was prepared with
+	index   int                      // in s.stmts
 }
 
 func newPrepared(s *serverConn, si driver.Stmt) *prepared {
@@ -1588,6 +1591,9 @@ func newPrepared(s *serverConn, si driver.Stmt) *prepared {
 	}
 	if st.query, ok = si.(driver.StmtQueryContext); !ok {
 		st.query = plainStmt{si}
+	}
+	if st.checker, ok = si.(driver.NamedValueChecker); !ok {
+		st.checker = s.checker
 	}
 	return st
 }
@@ -1675,13 +1681,9 @@ func (st *stmt) CheckNamedValue(nv *driver.NamedValue) error {
 	if s == nil {
 		return nil
 	}
-	checker, ok := st.si.(driver.NamedValueChecker)
-	if !ok {
-		checker, ok = s.ci.(driver.NamedValueChecker)
-	}
 	err := driver.ErrSkip
-	if ok {
-		err = checker.CheckNamedValue(nv)
+	if st.checker != nil {
+		err = st.checker.CheckNamedValue(nv)
 	}
 	s.leave(nil)
 	return err
@@ -1808,9 +1810,14 @@ func (s *serverConn) drop(slot int) {
 // end ends a call, and its context.
 func (s *serverConn) end(err error) error {
 	if s.forced {
-		err = s.leave(err)
-		s.drop(s.slot)
+		return s.endForced(err)
 	}
+	return err
+}
+
+func (s *serverConn) endForced(err error) error {
+	err = s.leave(err)
+	s.drop(s.slot)
 	return err
 }
 
