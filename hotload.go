@@ -1087,7 +1087,8 @@ const (
 type serverConn struct {
 	gen    *generation
 	ci     driver.Conn
-	forced bool // forceKill
+	forced bool  // forceKill
+	busy   int32 // what a call makes of clean: calling with forceKill, else inUse
 	state  atomic.Int32
 
 	// What most operations ask of ci; nil where the driver has none.
@@ -1098,7 +1099,9 @@ type serverConn struct {
 	checker   driver.NamedValueChecker
 
 	stmts []*prepared // open; used by the owner alone
-	slot  int         // in cancels, of the call in progress; used by the owner alone
+	// endCall ends the context of the call in progress, if it has one. The owner
+	// sets it before the state is calling; who makes that killing reads it.
+	endCall context.CancelCauseFunc
 
 	cancel  context.CancelFunc // ends the dial's context, which the driver may hold on to
 	closing atomic.Bool
@@ -1106,12 +1109,18 @@ type serverConn struct {
 	err     error         // what it returned; published by done
 
 	mu      sync.Mutex                // guards the following fields
-	cancels []context.CancelCauseFunc // of the contexts that the driver holds; nil where free
+	cancels []context.CancelCauseFunc // of contexts that outlive their call; nil where free
 	free    []int                     // indices in cancels
 }
 
+// noContext stands for endCall where no context is.
+func noContext(error) {}
+
 func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *serverConn {
-	s := &serverConn{gen: g, ci: ci, forced: g.c.forceKill, cancel: cancel, done: make(chan struct{})}
+	s := &serverConn{gen: g, ci: ci, forced: g.c.forceKill, busy: inUse, endCall: noContext, cancel: cancel, done: make(chan struct{})}
+	if s.forced {
+		s.busy = calling
+	}
 	s.resetter, _ = ci.(driver.SessionResetter)
 	s.validator, _ = ci.(driver.Validator)
 	s.checker, _ = ci.(driver.NamedValueChecker)
@@ -1239,7 +1248,7 @@ type conn struct {
 type (
 	execConn      struct{ conn }
 	queryConn     struct{ conn }
-	execQueryConn struct{ conn }
+	execQueryConn struct{ execConn }
 )
 
 var (
@@ -1259,7 +1268,7 @@ func newConn(c *connector, s *serverConn, alone bool) driver.Conn {
 	p := conn{c: c, s: s, alone: alone}
 	switch {
 	case s.execer != nil && s.queryer != nil:
-		return &execQueryConn{p}
+		return &execQueryConn{execConn{p}}
 	case s.execer != nil:
 		return &execConn{p}
 	case s.queryer != nil:
@@ -1268,24 +1277,24 @@ func newConn(c *connector, s *serverConn, alone bool) driver.Conn {
 	return &p
 }
 
-// take takes the server connection for an operation. It returns nil if the
-// proxy has none, or one that was killed.
-func (p *conn) take() *serverConn {
+// take takes the server connection for an operation, which makes a clean one
+// inUse, or calling if a call begins. It returns nil if the proxy has none, or
+// one that was killed.
+func (p *conn) take(state int32) *serverConn {
 	s := p.s
 	if p.spoiled {
 		return nil
 	}
 	switch s.state.Load() {
 	case clean:
-		if !s.state.CompareAndSwap(clean, inUse) {
+		if !s.state.CompareAndSwap(clean, state) {
 			return nil
 		}
 		if s.superseded() {
 			// Nothing ran: move on to the value in force, even if the
 			// connection was killed this moment.
-			if s.state.Swap(parked) == inUse {
-				s.close()
-			}
+			s.state.Store(parked)
+			s.close()
 			return nil
 		}
 	case killing, killed, parked:
@@ -1294,14 +1303,13 @@ func (p *conn) take() *serverConn {
 	return s
 }
 
-// acquire takes the server connection, dialling if there is none, and begins a
-// call on it.
+// acquire takes the server connection, dialling if there is none.
 func (p *conn) acquire(ctx context.Context) (*serverConn, error) {
 	if p.spoiled {
 		return nil, sql.ErrConnDone
 	}
 	for {
-		if s := p.take(); s != nil && s.enter() {
+		if s := p.take(inUse); s != nil {
 			return s, nil
 		}
 		switch p.s.state.Load() {
@@ -1382,6 +1390,7 @@ func (p *conn) IsValid() bool {
 		p.park()
 		return true
 	}
+	s.endCall = noContext // keep no caller's context in the pool
 	if !s.superseded() && (spoiled || s.validator != nil && !s.validator.IsValid()) {
 		return false
 	}
@@ -1419,7 +1428,7 @@ func (p *conn) Close() error {
 // nil if it was killed, or there is none and none can be opened.
 func (p *conn) Raw() driver.Conn {
 	s, err := p.acquire(context.Background())
-	if err != nil {
+	if err != nil || !s.enter() {
 		return nil
 	}
 	return s.ci // the call does not end here, but when the next one begins
@@ -1436,14 +1445,6 @@ func (p *conn) Ping(ctx context.Context) error {
 	return s.end(err)
 }
 
-func (p *execConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	return p.exec(ctx, query, args)
-}
-
-func (p *execQueryConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	return p.exec(ctx, query, args)
-}
-
 func (p *queryConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	return p.query(ctx, query, args)
 }
@@ -1452,7 +1453,7 @@ func (p *execQueryConn) QueryContext(ctx context.Context, query string, args []d
 	return p.query(ctx, query, args)
 }
 
-func (p *conn) exec(caller context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+func (p *execConn) ExecContext(caller context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	s, ctx, err := p.begin(caller)
 	if err != nil {
 		return nil, err
@@ -1532,6 +1533,7 @@ func (p *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 	if err := st.prepare(ctx, s); err != nil {
 		return nil, s.end(err)
 	}
+	st.slot = s.keep(s.endCall)
 	s.leave(nil)
 	if _, ok := st.si.(driver.ColumnConverter); ok {
 		return &columnStmt{st}, nil
@@ -1543,7 +1545,7 @@ func (p *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 // operation to come. Without a connection it accepts the argument as it is:
 // there is no context to dial with.
 func (p *conn) CheckNamedValue(nv *driver.NamedValue) error {
-	s := p.take()
+	s := p.take(p.s.busy)
 	p.unchecked = s == nil
 	if s == nil || !s.enter() {
 		return nil
@@ -1583,8 +1585,8 @@ type prepared struct {
 	index   int                      // in s.stmts
 }
 
-func newPrepared(s *serverConn, si driver.Stmt) *prepared {
-	st := &prepared{s: s, si: si, slot: s.slot, index: len(s.stmts)}
+func newPrepared(s *serverConn, si driver.Stmt, slot int) *prepared {
+	st := &prepared{s: s, si: si, slot: slot, index: len(s.stmts)}
 	var ok bool
 	if st.exec, ok = si.(driver.StmtExecContext); !ok {
 		st.exec = plainStmt{si}
@@ -1614,7 +1616,7 @@ func (st *stmt) prepare(ctx context.Context, s *serverConn) error {
 	if err != nil {
 		return err
 	}
-	st.prepared = newPrepared(s, si)
+	st.prepared = newPrepared(s, si, -1)
 	s.stmts = append(s.stmts, st.prepared)
 	return nil
 }
@@ -1653,11 +1655,13 @@ func (st *stmt) close() error {
 // take takes the server connection for an operation of the statement; nil if
 // the statement is not prepared there.
 func (st *stmt) take() *serverConn {
-	s := st.p.take()
-	if s != st.s {
-		s = nil
+	p := st.p
+	if p.s != st.s {
+		p.unchecked = true
+		return nil
 	}
-	st.p.unchecked = s == nil
+	s := p.take(p.s.busy)
+	p.unchecked = s == nil
 	if s == nil || !s.enter() {
 		return nil
 	}
@@ -1745,13 +1749,20 @@ func (st *stmt) begin(caller context.Context, args []driver.NamedValue) (*server
 // prepareAgain prepares the statement on another server connection than
 // before, in a call that is for something else: it has a context of its own.
 func (st *stmt) prepareAgain(caller context.Context, s *serverConn) error {
-	slot := s.slot
-	defer func() { s.slot = slot }()
-	err := st.prepare(s.derive(caller), s)
-	if err != nil {
-		s.drop(s.slot)
+	if !s.forced {
+		return st.prepare(caller, s)
 	}
-	return err
+	ctx, cancel := context.WithCancelCause(caller)
+	slot := s.keep(cancel)
+	if s.state.Load() != calling {
+		cancel(ErrKilled) // killed before the context could be found
+	}
+	if err := st.prepare(ctx, s); err != nil {
+		s.drop(slot)
+		return err
+	}
+	st.slot = slot
+	return nil
 }
 
 // begin takes the server connection and begins a call on it. With forceKill
@@ -1763,48 +1774,26 @@ func (p *conn) begin(caller context.Context) (*serverConn, context.Context, erro
 		return s, caller, nil // taken already, and not subject to a kill
 	}
 	s, err := p.acquire(caller)
-	if err != nil {
-		return nil, nil, err
+	if err != nil || !s.forced {
+		return s, caller, err
 	}
-	return s, s.derive(caller), nil
+	return s.beginForced(caller)
 }
 
-// derive returns the context for a call in progress, and notes its slot.
-func (s *serverConn) derive(ctx context.Context) context.Context {
-	if !s.forced {
-		return ctx
+func (s *serverConn) beginForced(caller context.Context) (*serverConn, context.Context, error) {
+	if s.state.Load() == calling { // since a call of Raw, which has returned
+		s.leave(nil)
 	}
-	return s.deriveForced(ctx)
-}
-
-func (s *serverConn) deriveForced(ctx context.Context) context.Context {
-	ctx, cancel := context.WithCancelCause(ctx)
-	s.mu.Lock()
-	if last := len(s.free) - 1; last >= 0 {
-		s.slot, s.free = s.free[last], s.free[:last]
-		s.cancels[s.slot] = cancel
-	} else {
-		s.slot = len(s.cancels)
-		s.cancels = append(s.cancels, cancel)
+	if s.state.Load() != inUse {
+		return nil, nil, ErrKilled
 	}
-	s.mu.Unlock()
-	if s.state.Load() != calling {
-		cancel(ErrKilled) // killed before the context could be found
+	ctx, cancel := context.WithCancelCause(caller)
+	s.endCall = cancel
+	if !s.enter() {
+		cancel(nil)
+		return nil, nil, ErrKilled
 	}
-	return ctx
-}
-
-// drop ends the context in a slot, if there is one.
-func (s *serverConn) drop(slot int) {
-	if !s.forced || slot < 0 {
-		return
-	}
-	s.mu.Lock()
-	cancel := s.cancels[slot]
-	s.cancels[slot] = nil
-	s.free = append(s.free, slot)
-	s.mu.Unlock()
-	cancel(nil)
+	return s, ctx, nil
 }
 
 // end ends a call, and its context.
@@ -1816,9 +1805,39 @@ func (s *serverConn) end(err error) error {
 }
 
 func (s *serverConn) endForced(err error) error {
+	end := s.endCall
 	err = s.leave(err)
-	s.drop(s.slot)
+	end(nil)
 	return err
+}
+
+// keep lets a context outlive its call, until it is dropped.
+func (s *serverConn) keep(cancel context.CancelCauseFunc) (slot int) {
+	if !s.forced {
+		return -1
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if last := len(s.free) - 1; last >= 0 {
+		slot, s.free = s.free[last], s.free[:last]
+		s.cancels[slot] = cancel
+		return slot
+	}
+	s.cancels = append(s.cancels, cancel)
+	return len(s.cancels) - 1
+}
+
+// drop ends a context that was kept.
+func (s *serverConn) drop(slot int) {
+	if slot < 0 {
+		return
+	}
+	s.mu.Lock()
+	cancel := s.cancels[slot]
+	s.cancels[slot] = nil
+	s.free = append(s.free, slot)
+	s.mu.Unlock()
+	cancel(nil)
 }
 
 // tx ends a call that returned a transaction.
@@ -1826,8 +1845,9 @@ func (s *serverConn) tx(t driver.Tx) driver.Tx {
 	if !s.forced {
 		return t
 	}
+	slot := s.keep(s.endCall)
 	s.leave(nil)
-	return &tx{s, s.slot, t}
+	return &tx{s, slot, t}
 }
 
 // rows ends a call that returned rows, or failed.
@@ -1838,8 +1858,9 @@ func (s *serverConn) rows(r driver.Rows, err error) (driver.Rows, error) {
 	if !s.forced {
 		return r, nil
 	}
+	slot := s.keep(s.endCall)
 	s.leave(nil)
-	return wrapRows(&rows{Rows: r, s: s, slot: s.slot}), nil
+	return wrapRows(&rows{Rows: r, s: s, slot: slot}), nil
 }
 
 // enter begins a call of the driver. It reports false if the connection was
@@ -1882,6 +1903,7 @@ func (s *serverConn) kill() bool {
 			}
 		case calling:
 			if s.state.CompareAndSwap(calling, killing) {
+				s.endCall(ErrKilled)
 				s.cancelAll(ErrKilled)
 				time.AfterFunc(patience, func() {
 					// Not its statements: the call in progress holds up their Close.
