@@ -2,6 +2,7 @@ package strategytest
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
@@ -79,12 +80,25 @@ var broken = []brokenStrategy{
 	},
 	{
 		"drops the last value", "S-4",
-		`waited \d+s for "host=db2\.example dbname=app user=u2" to be delivered, the source's last value`,
+		`waited \d+s for "host=db2\.example dbname=app user=u2" to be delivered, the source's last value; delivered meanwhile: nothing`,
 		func(m *memory, _ <-chan struct{}) watchFunc {
 			return relay(m, func(ctx context.Context, _ string, from <-chan string, to chan<- string) {
 				for v := range from { // held back until the next one comes
 					next, ok := <-from
 					if !ok || !send(ctx, to, v) || !send(ctx, to, next) {
+						return
+					}
+				}
+			})
+		},
+	},
+	{
+		"delivers later values as its source encodes them", "S-4",
+		`waited \d+s for "host=db2\.example dbname=app user=u2" to be delivered, the source's last value; delivered meanwhile: 1, the last of 48 bytes, "aG9zdD1kYjIuZXhhbXBsZSBkYm5hbWU9YXBwIHVz"`,
+		func(m *memory, _ <-chan struct{}) watchFunc {
+			return relay(m, func(ctx context.Context, _ string, from <-chan string, to chan<- string) {
+				for v := range from {
+					if !send(ctx, to, base64.StdEncoding.EncodeToString([]byte(v))) {
 						return
 					}
 				}
@@ -104,7 +118,7 @@ var broken = []brokenStrategy{
 	},
 	{
 		"reads first and looks for changes later", "S-6",
-		`waited \d+s for "host=db\d+\.example dbname=app user=u\d+" to be delivered, the source's last value`,
+		`waited \d+s for "host=db\d+\.example dbname=app user=u\d+" to be delivered, the source's last value; delivered meanwhile: nothing`,
 		func(m *memory, _ <-chan struct{}) watchFunc {
 			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
 				value, _, err := m.first(ctx, pth, options)
@@ -124,7 +138,7 @@ var broken = []brokenStrategy{
 	},
 	{
 		"delivers no value a second time", "S-7",
-		`waited \d+s for "host=db1\.example dbname=app user=u1" to be delivered, the source's last value`,
+		`waited \d+s for "host=db1\.example dbname=app user=u1" to be delivered, the source's last value; delivered meanwhile: nothing`,
 		func(m *memory, _ <-chan struct{}) watchFunc {
 			return relay(m, func(ctx context.Context, first string, from <-chan string, to chan<- string) {
 				had := map[string]bool{first: true}
@@ -165,13 +179,26 @@ var broken = []brokenStrategy{
 		},
 	},
 	{
+		"cuts values off", "S-10",
+		`a value of 512 bytes was delivered, "host=.*, which the source never held`,
+		func(m *memory, _ <-chan struct{}) watchFunc {
+			return relay(m, func(ctx context.Context, _ string, from <-chan string, to chan<- string) {
+				for v := range from {
+					if !send(ctx, to, v[:min(len(v), 512)]) {
+						return
+					}
+				}
+			})
+		},
+	},
+	{
 		"delivers an empty value", "S-11",
 		`"" was delivered`,
 		func(m *memory, _ <-chan struct{}) watchFunc { return emptyAfter(m, errBlank) },
 	},
 	{
 		"takes the first absence for the end", "S-12",
-		`waited \d+s for "host=db2\.example dbname=app user=u2" to be delivered, the source's last value`,
+		`waited \d+s for "host=db2\.example dbname=app user=u2" to be delivered, the source's last value; delivered meanwhile: nothing`,
 		func(m *memory, _ <-chan struct{}) watchFunc {
 			return with(m, func(ctx context.Context) (string, <-chan struct{}, error) {
 				value, changed, err := m.get(ctx)
@@ -401,7 +428,7 @@ var broken = []brokenStrategy{
 	},
 	{
 		"keeps all watches waiting for a slow one", "S-25",
-		`waited \d+s for "host=db\d\.example dbname=app user=u\d" to be delivered by 1 of the watches in progress`,
+		`waited \d+s for "host=db\d\.example dbname=app user=u\d" to be delivered by 1 of the watches in progress; delivered meanwhile: nothing`,
 		func(m *memory, _ <-chan struct{}) watchFunc {
 			turn := make(chan struct{}, 1)
 			return relay(m, func(ctx context.Context, _ string, from <-chan string, to chan<- string) {

@@ -225,7 +225,7 @@ var requirements = []*requirement{
 				t.fail("Watch returned %d bytes, %.60q, the source holds %d, %.60q", len(w.value), w.value, len(first), first)
 			}
 			for _, size := range []int{0, 1000, 100, 999, 500, 1000} {
-				for _, v := range t.until(w, long(size)) {
+				for v := range t.upTo(w, long(size)) {
 					if !held[v] {
 						t.fail("a value of %d bytes was delivered, %.60q, which the source never held", len(v), v)
 					}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"net/url"
 	"runtime"
 	"runtime/pprof"
@@ -36,6 +37,17 @@ func (t *trial) wait(format string, args ...any) {
 	}
 	t.waiting.Store(fmt.Sprintf(format, args...))
 	t.watchdog.Reset(t.Patience)
+}
+
+// await is wait for values to be delivered: those that come are passed to came, by any goroutine,
+// so that a timeout tells of them.
+func (t *trial) await(format string, args ...any) (came func(v string)) {
+	what := fmt.Sprintf(format, args...)
+	t.wait("%s; delivered meanwhile: nothing", what)
+	var n atomic.Int32
+	return func(v string) {
+		t.waiting.Store(fmt.Sprintf("%s; delivered meanwhile: %d, the last of %d bytes, %.40q", what, n.Add(1), len(v), v))
+	}
 }
 
 func (t *trial) fail(format string, args ...any) {
@@ -221,13 +233,19 @@ func (t *trial) receive(w *watch) string {
 
 // until receives up to and with want, and returns what came.
 func (t *trial) until(w *watch, want string) []string {
-	t.wait("%.40q to be delivered, the source's last value", want)
-	var got []string
-	for {
-		v := t.receive(w)
-		got = append(got, v)
-		if v == want {
-			return got
+	return slices.Collect(t.upTo(w, want))
+}
+
+// upTo yields what comes, up to and with want.
+func (t *trial) upTo(w *watch, want string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		came := t.await("%.40q to be delivered, the source's last value", want)
+		for {
+			v := t.receive(w)
+			came(v)
+			if !yield(v) || v == want {
+				return
+			}
 		}
 	}
 }
@@ -281,7 +299,7 @@ func (t *trial) lull(w *watch) []string {
 
 // allUntil receives from all watches at the same time until each has delivered want.
 func (t *trial) allUntil(watches []*watch, want string) {
-	t.wait("%q to be delivered by %d of the watches in progress", want, len(watches))
+	came := t.await("%q to be delivered by %d of the watches in progress", want, len(watches))
 	var closed atomic.Bool
 	var wg sync.WaitGroup
 	for _, w := range watches {
@@ -296,6 +314,7 @@ func (t *trial) allUntil(watches []*watch, want string) {
 						closed.Store(true)
 						return
 					}
+					came(v)
 				case <-t.ctx.Done():
 					return
 				}
