@@ -166,6 +166,27 @@ var broken = []brokenStrategy{
 		},
 	},
 	{
+		"gives its channel room for a hundred values", "S-9",
+		`after 20 changes that nobody received, \d+ superseded values came before the newest`,
+		func(m *memory, _ <-chan struct{}) watchFunc {
+			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+				value, from, err := m.Watch(ctx, pth, options)
+				if err != nil {
+					return "", nil, err
+				}
+				to := make(chan string, 100)
+				go func() {
+					defer close(to)
+					for v := range from {
+						to <- v
+						time.Sleep(100 * time.Microsecond) // the source announces quick changes at once
+					}
+				}()
+				return value, to, nil
+			}
+		},
+	},
+	{
 		"delivers a value as it is being read", "S-10",
 		`a value of 512 bytes was delivered, "host=.*, which the source never held`,
 		func(m *memory, _ <-chan struct{}) watchFunc {

@@ -194,11 +194,16 @@ var requirements = []*requirement{
 		check: func(t *trial) {
 			t.set(t.next())
 			w := t.watch()
-			// When the strategy has seen the last change cannot be known. So it has longer and
-			// longer for that, and breaks the rule if the longest is not enough.
+			// The pauses between the changes keep a source from announcing them all at once. When
+			// the strategy has seen the last one cannot be known. So it has longer and longer for
+			// that, and breaks the rule if the longest is not enough.
 			var got []string
 			for _, settle := range []time.Duration{t.Patience / 300, t.Patience / 10, t.Patience / 2} {
-				last := t.setNext(20)[19]
+				var last string
+				for range 20 {
+					last = t.set(t.next())
+					t.pause(t.Patience / 6000)
+				}
 				t.pause(settle)
 				if got = t.until(w, last); len(got) <= 2 {
 					return
