@@ -152,6 +152,29 @@ var broken = []brokenStrategy{
 		},
 	},
 	{
+		"compares with what it delivered last, whatever waits", "S-7",
+		`waited \d+s for "host=db2\.example dbname=app user=u2" to be delivered after "host=db1\.example dbname=app user=u1": the source went back to it while nobody read; delivered meanwhile: nothing`,
+		func(m *memory, _ <-chan struct{}) watchFunc {
+			return relay(m, func(_ context.Context, delivered string, from <-chan string, to chan<- string) {
+				var next string
+				var out chan<- string
+				for {
+					select {
+					case v, ok := <-from:
+						if !ok {
+							return
+						}
+						if v != delivered {
+							next, out = v, to
+						}
+					case out <- next:
+						delivered, out = next, nil
+					}
+				}
+			})
+		},
+	},
+	{
 		"delivers what waits in the wrong order", "S-8",
 		`"host=db\d+\.example dbname=app user=u\d+" was delivered after "host=db\d+\.example dbname=app user=u\d+", which the source held later`,
 		func(m *memory, _ <-chan struct{}) watchFunc {

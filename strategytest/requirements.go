@@ -156,6 +156,17 @@ var requirements = []*requirement{
 				t.until(w, t.set(first))
 				t.until(w, t.set(second))
 			}
+			// While nobody reads: when first comes all the same, second must follow.
+			t.set(first)
+			t.pause(t.Patience / 300)
+			t.set(second)
+			t.pause(t.Patience / 300)
+			if got := t.lull(w); slices.Contains(got, first) && !slices.Contains(got, second) {
+				came := t.await("%.40q to be delivered after %.40q: the source went back to it while nobody read", second, first)
+				for v := ""; v != second; came(v) {
+					v = t.receive(w)
+				}
+			}
 		},
 	},
 	{
