@@ -379,6 +379,31 @@ var broken = []brokenStrategy{
 		},
 	},
 	{
+		"waits for its source to be back, whatever its context", "S-20",
+		`waited \d+s for the channel to be closed after its context ended, its source being away`,
+		func(m *memory, over <-chan struct{}) watchFunc {
+			return with(m, func(ctx context.Context) (string, <-chan struct{}, error) {
+				value, changed, err := m.get(ctx)
+				if err == errAway {
+					select {
+					case <-changed:
+					case <-over:
+					}
+				}
+				return value, changed, err
+			})
+		},
+	},
+	{
+		"reads with a context of its own", "S-20",
+		`waited \d+s for the channel to be closed after its context ended, its source not answering`,
+		func(m *memory, over <-chan struct{}) watchFunc {
+			own, cancel := context.WithCancel(context.Background())
+			go func() { <-over; cancel() }()
+			return with(m, func(context.Context) (string, <-chan struct{}, error) { return m.get(own) })
+		},
+	},
+	{
 		"shares one channel between its watches", "S-21",
 		`two watches that are both alive were given one channel`,
 		func(m *memory, _ <-chan struct{}) watchFunc {

@@ -394,10 +394,7 @@ var requirements = []*requirement{
 			if t.Stall == nil {
 				return
 			}
-			t.wait("the Subject's Stall to return")
-			if err := t.Stall(); err != nil {
-				t.fail("the Subject's Stall: %v", err)
-			}
+			t.stall()
 			ctx, cancel := context.WithTimeout(t.ctx, t.Patience/100)
 			defer cancel()
 			t.wait("Watch to return after its context ended, its source not answering")
@@ -416,6 +413,21 @@ var requirements = []*requirement{
 				w.cancel()
 				t.wait("the channel to be closed after its context ended, with %d changes not received", unread)
 				t.closed(w)
+			}
+			ends := func(state string, bringAbout func()) {
+				t.set(t.next())
+				w := t.watch()
+				bringAbout()
+				t.lull(w)
+				w.cancel()
+				t.wait("the channel to be closed after its context ended, its source %s", state)
+				t.closed(w)
+			}
+			if t.Remove != nil {
+				ends("being away", t.remove)
+			}
+			if t.Stall != nil { // last: it is for the rest of the subtest
+				ends("not answering", t.stall)
 			}
 		},
 	},

@@ -94,6 +94,13 @@ func (t *trial) remove() {
 	}
 }
 
+func (t *trial) stall() {
+	t.wait("the Subject's Stall to return")
+	if err := t.Stall(); err != nil {
+		t.fail("the Subject's Stall: %v", err)
+	}
+}
+
 // blank makes v, which is no value, what the source holds, or reports that the source cannot.
 func (t *trial) blank(v string) bool {
 	t.wait("the Subject's Set(%q) to return", v)
