@@ -350,6 +350,18 @@ var broken = []brokenStrategy{
 		},
 	},
 	{
+		"holds a lock while it reads", "S-19",
+		`waited \d+s for Watch to return after its context ended, its source not answering and another Watch waiting for it`,
+		func(m *memory, _ <-chan struct{}) watchFunc {
+			var mu sync.Mutex
+			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				return m.Watch(ctx, pth, options)
+			}
+		},
+	},
+	{
 		"never closes its channel", "S-20",
 		`waited \d+s for the channel to be closed after its context ended, with 0 changes not received`,
 		func(m *memory, _ <-chan struct{}) watchFunc {
@@ -467,9 +479,9 @@ var broken = []brokenStrategy{
 			last := func() {}
 			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
 				mu.Lock()
-				defer mu.Unlock()
 				last()
 				ctx, last = context.WithCancel(ctx)
+				mu.Unlock()
 				return m.Watch(ctx, pth, options)
 			}
 		},
@@ -482,7 +494,6 @@ var broken = []brokenStrategy{
 			peers := make(map[context.Context]context.CancelFunc)
 			return func(parent context.Context, pth string, options url.Values) (string, <-chan string, error) {
 				mu.Lock()
-				defer mu.Unlock()
 				ctx, cancel := context.WithCancel(parent)
 				for peer, cancelPeer := range peers {
 					if peer.Err() == nil { // else it is a watch before this one
@@ -491,6 +502,7 @@ var broken = []brokenStrategy{
 					}
 				}
 				peers[parent] = cancel
+				mu.Unlock()
 				return m.Watch(ctx, pth, options)
 			}
 		},

@@ -395,10 +395,16 @@ var requirements = []*requirement{
 				return
 			}
 			t.stall()
-			ctx, cancel := context.WithTimeout(t.ctx, t.Patience/100)
-			defer cancel()
-			t.wait("Watch to return after its context ended, its source not answering")
-			t.Strategy.Watch(ctx, t.Path, t.Options)
+			returns := func(others string) {
+				ctx, cancel := context.WithTimeout(t.ctx, t.Patience/100)
+				defer cancel()
+				t.wait("Watch to return after its context ended, its source not answering%s", others)
+				t.Strategy.Watch(ctx, t.Path, cloneOptions(t.Options))
+			}
+			returns("")
+			go t.Strategy.Watch(t.ctx, t.Path, cloneOptions(t.Options)) // ends with the trial
+			t.pause(t.Patience / 1000)
+			returns(" and another Watch waiting for it")
 		},
 	},
 	{
