@@ -321,19 +321,16 @@ var broken = []brokenStrategy{
 	},
 	{
 		"quotes the value in its error", "S-18",
-		`the error of Watch quotes the value: after "user=app password=fd5c1e9a": memory: .*`,
+		`the error of Watch quotes the value "kq7xwzr3vj9plm2tnyb8gdhs", or a part of it: after "kq7xwzr3vj9plm2tnyb8gdhs": memory: .*`,
 		func(m *memory, _ <-chan struct{}) watchFunc {
-			var last string
-			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
-				value, values, err := m.Watch(ctx, pth, options)
-				m.mu.Lock()
-				defer m.mu.Unlock()
-				if err != nil {
-					return "", nil, fmt.Errorf("after %q: %w", last, err)
-				}
-				last = value
-				return value, values, nil
-			}
+			return quote(m, func(value string) string { return value })
+		},
+	},
+	{
+		"quotes the end of the value in its error", "S-18",
+		`the error of Watch quotes the value "kq7xwzr3vj9plm2tnyb8gdhs", or a part of it: after "yb8gdhs": memory: .*`,
+		func(m *memory, _ <-chan struct{}) watchFunc {
+			return quote(m, func(value string) string { return value[max(0, len(value)-7):] })
 		},
 	},
 	{
@@ -608,6 +605,21 @@ func send(ctx context.Context, to chan<- string, v string) bool {
 		return true
 	case <-ctx.Done():
 		return false
+	}
+}
+
+// quote is a memory whose errors quote what part makes of the last value that it returned.
+func quote(m *memory, part func(value string) string) watchFunc {
+	var last string
+	return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+		value, values, err := m.Watch(ctx, pth, options)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if err != nil {
+			return "", nil, fmt.Errorf("after %q: %w", part(last), err)
+		}
+		last = value
+		return value, values, nil
 	}
 }
 

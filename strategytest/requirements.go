@@ -373,10 +373,14 @@ var requirements = []*requirement{
 		rule:  "No part of a value MUST appear in an error or in what the strategy logs.",
 		needs: []string{"S-1"},
 		check: func(t *trial) {
-			const secret = "fd5c1e9a"
-			for _, a := range t.errors("user=app password=" + secret) {
-				if strings.Contains(a.err.Error(), secret) {
-					t.fail("the error of Watch quotes the value: %v", a.err)
+			// No part of it is a word, a number or changed by quoting, so that a part of six
+			// bytes in an error comes from here.
+			const value, part = "kq7xwzr3vj9plm2tnyb8gdhs", 6
+			for _, a := range t.errors(value) {
+				for i := range len(value) - part + 1 {
+					if strings.Contains(a.err.Error(), value[i:i+part]) {
+						t.fail("the error of Watch quotes the value %q, or a part of it: %v", value, a.err)
+					}
 				}
 			}
 		},
