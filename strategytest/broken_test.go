@@ -484,6 +484,42 @@ var broken = []brokenStrategy{
 		},
 	},
 	{
+		"returns what a watch in progress last read", "S-23",
+		`with 8 watches in progress Watch returned "host=db1\.example dbname=app user=u1", the source holds "host=db2\.example dbname=app user=u2"`,
+		func(m *memory, _ <-chan struct{}) watchFunc {
+			var mu sync.Mutex
+			var last string
+			var watches []context.Context
+			get := func(ctx context.Context) (string, <-chan struct{}, error) {
+				value, changed, err := m.get(ctx)
+				time.Sleep(5 * time.Millisecond)
+				if err == nil {
+					mu.Lock()
+					defer mu.Unlock()
+					last = value
+				}
+				return value, changed, err
+			}
+			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+				value, _, err := m.first(ctx, pth, options)
+				if err != nil {
+					return "", nil, err
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				watches = slices.DeleteFunc(watches, func(w context.Context) bool { return w.Err() != nil })
+				if len(watches) == 0 {
+					last = value
+				}
+				watches = append(watches, ctx)
+				values, now := make(chan string), make(chan struct{})
+				close(now)
+				go m.deliver(ctx, values, last, now, get)
+				return last, values, nil
+			}
+		},
+	},
+	{
 		"ends all watches with the first", "S-24",
 		`a channel was closed before its context ended`,
 		func(m *memory, _ <-chan struct{}) watchFunc {

@@ -478,7 +478,7 @@ var requirements = []*requirement{
 	{
 		name:  "S-23/serves watches at the same time",
 		rule:  "Watch MUST be safe to call from many goroutines, on the same path and with watches in progress; each gets every last value.",
-		needs: []string{"S-4", "S-21"},
+		needs: []string{"S-4", "S-21", "S-22"},
 		check: func(t *trial) {
 			first := t.set(t.next())
 			watches := t.watchAll(8)
@@ -488,7 +488,13 @@ var requirements = []*requirement{
 				}
 			}
 			for range 3 {
-				t.allUntil(watches, t.set(t.next()))
+				v := t.set(t.next())
+				w := t.watch()
+				if w.value != v {
+					t.fail("with %d watches in progress Watch returned %q, the source holds %q", len(watches), w.value, v)
+				}
+				t.allUntil(watches, v)
+				watches = append(watches, w)
 			}
 		},
 	},
