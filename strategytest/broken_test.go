@@ -520,24 +520,17 @@ var broken = []brokenStrategy{
 		},
 	},
 	{
-		"ends all watches with the first", "S-24",
+		"ends newer watches with an older one", "S-24",
 		`a channel was closed before its context ended`,
 		func(m *memory, _ <-chan struct{}) watchFunc {
-			var mu sync.Mutex
-			peers := make(map[context.Context]context.CancelFunc)
-			return func(parent context.Context, pth string, options url.Values) (string, <-chan string, error) {
-				mu.Lock()
-				ctx, cancel := context.WithCancel(parent)
-				for peer, cancelPeer := range peers {
-					if peer.Err() == nil { // else it is a watch before this one
-						context.AfterFunc(peer, cancel)
-						context.AfterFunc(ctx, cancelPeer)
-					}
-				}
-				peers[parent] = cancel
-				mu.Unlock()
-				return m.Watch(ctx, pth, options)
-			}
+			return bind(m, func(older, newer peer) { context.AfterFunc(older.ctx, newer.cancel) })
+		},
+	},
+	{
+		"ends older watches with a newer one", "S-24",
+		`a channel was closed before its context ended`,
+		func(m *memory, _ <-chan struct{}) watchFunc {
+			return bind(m, func(older, newer peer) { context.AfterFunc(newer.ctx, older.cancel) })
 		},
 	},
 	{
@@ -656,6 +649,30 @@ func quote(m *memory, part func(value string) string) watchFunc {
 		}
 		last = value
 		return value, values, nil
+	}
+}
+
+// A peer is a watch among others.
+type peer struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// bind is a memory that applies f to each new watch and each in progress.
+func bind(m *memory, f func(older, newer peer)) watchFunc {
+	var mu sync.Mutex
+	var peers []peer
+	return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+		ctx, cancel := context.WithCancel(ctx)
+		mu.Lock()
+		peers = slices.DeleteFunc(peers, func(p peer) bool { return p.ctx.Err() != nil })
+		newer := peer{ctx, cancel}
+		for _, older := range peers {
+			f(older, newer)
+		}
+		peers = append(peers, newer)
+		mu.Unlock()
+		return m.Watch(ctx, pth, options)
 	}
 }
 
