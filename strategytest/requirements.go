@@ -121,7 +121,7 @@ var requirements = []*requirement{
 			began := time.Now()
 			w := t.watch()
 			took := time.Since(began)
-			end := func() { // it can be another requirement's business if the next watch sees it
+			end := func() { // whole, since that one watch disturbs the next is S-24's business
 				w.cancel()
 				t.lull(w)
 			}

@@ -20,17 +20,19 @@
 // A pass means that no subtest saw a MUST broken, for the values, the number of watches and the
 // order of events that the suite tries. It says nothing about SHOULDs, about how fast changes
 // arrive, about what the strategy logs, or about sources failing in ways that the Subject has no
-// function for; a skipped subtest says what it lacked. Run it with -race, which is what finds
-// unguarded state, and more than once: some breaches show only when goroutines meet unluckily.
+// function for; a skipped subtest says what it lacked. S-26 is tested for goroutines, not for
+// connections, leases or registrations. Run it with -race, which is what finds unguarded state, and
+// more than once: some breaches show only when goroutines meet unluckily.
 //
-// A failure is never a matter of a slow machine: whatever the suite waits for it waits for during
-// [Subject].Patience, and "nothing may be delivered" is tested by what comes before a later value.
+// A slow machine fails nothing: the suite waits up to [Subject].Patience for each thing, and tests
+// "nothing may be delivered" by what comes before a later value.
 //
 // # Limits
 //
 // A subtest that waits in vain fails and says for what; the next begins with a fresh Subject. A
 // call into the strategy that never returns cannot be ended from outside: its goroutine stays
-// until the test binary exits. The suite is not for a testing/synctest bubble.
+// until the test binary exits. A fake that answers in no time hides a breach of S-6: let its reads
+// take a millisecond. The suite is not for a testing/synctest bubble.
 package strategytest
 
 import (
@@ -45,6 +47,9 @@ import (
 // A Subject is a strategy to be tested and the means to change its source. The functions are
 // called one at a time, though not all from one goroutine, and while watches run; an error from
 // one of them fails the subtest. What they leave behind is for the author's t.Cleanup.
+//
+// A source that can fail in more than one way gets a Run for each: one whose Remove deletes the
+// key, one whose Remove stops the server, one whose Set also compacts.
 type Subject struct {
 	Strategy hotload.Strategy
 	Path     string     // as hotload passes it: the path of the data source name, with its slash
@@ -65,7 +70,8 @@ type Subject struct {
 	Stall func() error
 
 	// Patience is how long the suite waits for any one thing that must happen, before it
-	// calls it missing. Zero means 30 seconds. It must be well above the source's polling interval.
+	// calls it missing. Zero means 30 seconds. It must be at least ten times the source's polling
+	// interval.
 	Patience time.Duration
 }
 
