@@ -13,14 +13,13 @@ import (
 
 type Strategy struct{ *http.Client } // with a Timeout: a server that hangs has failed
 
-func (s Strategy) Watch(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+func (s Strategy) Watch(ctx context.Context, pth string, options url.Values) (value string, _ <-chan string, err error) {
 	poll, badPoll := time.ParseDuration(options.Get("poll"))
 	req, badURL := http.NewRequestWithContext(ctx, http.MethodGet, "https:/"+pth, nil)
 	if badPoll != nil || badURL != nil || poll <= 0 || len(options) != 1 {
 		return "", nil, fmt.Errorf("httppoll: https:/%s?%s, want a URL with ?poll=10s", pth, options.Encode())
 	}
-	value, err := s.get(req, "")
-	if err != nil {
+	if value, err = s.get(req, ""); err != nil {
 		return "", nil, err
 	}
 	values := make(chan string)
@@ -50,10 +49,11 @@ func (s Strategy) get(req *http.Request, last string) (string, error) {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	value := strings.TrimSpace(string(body))
-	if err != nil || resp.StatusCode != http.StatusOK || value == "" {
-		return "", fmt.Errorf("httppoll: %s: %s, %d bytes, %v", req.URL, resp.Status, len(body), err)
+	if value := strings.TrimSpace(string(body)); err == nil && resp.StatusCode == http.StatusOK && value != "" {
+		req.Header.Set("If-None-Match", resp.Header.Get("ETag"))
+		return value, nil
+	} else if err == nil {
+		err = fmt.Errorf("%s, %d bytes, want 200 and a connection string", resp.Status, len(body))
 	}
-	req.Header.Set("If-None-Match", resp.Header.Get("ETag"))
-	return value, nil
+	return "", fmt.Errorf("httppoll: %s: %w", req.URL, err)
 }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -75,6 +76,38 @@ func TestBackOff(t *testing.T) {
 		})
 	})
 }
+
+// TestErrors holds what an operator reads about a server that has no value.
+func TestErrors(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		status int
+		body   io.Reader
+		want   string
+	}{
+		{"not found", http.StatusNotFound, strings.NewReader("not here\n"),
+			"httppoll: https://example.com/dsn: 404 Not Found, 9 bytes, want 200 and a connection string"},
+		{"blank", http.StatusOK, strings.NewReader(" \n"),
+			"httppoll: https://example.com/dsn: 200 OK, 2 bytes, want 200 and a connection string"},
+		{"broken off", http.StatusOK, io.MultiReader(strings.NewReader("user="), iotest.ErrReader(io.ErrUnexpectedEOF)),
+			"httppoll: https://example.com/dsn: unexpected EOF"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			client := &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+				status := fmt.Sprintf("%d %s", tt.status, http.StatusText(tt.status))
+				return &http.Response{Status: status, StatusCode: tt.status, Body: io.NopCloser(tt.body)}, nil
+			})}
+			_, _, err := httppoll.Strategy{Client: client}.Watch(t.Context(), "/example.com/dsn", url.Values{"poll": {"10s"}})
+			if err == nil || err.Error() != tt.want {
+				t.Errorf("want %s\nhave %v", tt.want, err)
+			}
+		})
+	}
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
 // TestSpecification holds that the worked strategy of SPEC.md is this one.
 func TestSpecification(t *testing.T) {
