@@ -100,7 +100,7 @@ var requirements = []*requirement{
 	},
 	{
 		name:  "S-5/does not send the first value",
-		rule:  "The value that Watch returns MUST NOT be sent on the channel as well.",
+		rule:  "The value that Watch returns MUST NOT be sent on the channel as well, unless the source has gone back to it since.",
 		needs: []string{"S-4"},
 		check: func(t *trial) {
 			first := t.set(t.next())
@@ -256,7 +256,7 @@ var requirements = []*requirement{
 	},
 	{
 		name:  "S-11/delivers no blank value",
-		rule:  "An empty value, or one of white space only, MUST NOT be delivered: a source that holds one is without a value.",
+		rule:  "An empty value, or one of white space only, MUST NOT be delivered: a source that holds one is away.",
 		needs: []string{"S-4"},
 		check: func(t *trial) {
 			t.set(t.next())
@@ -296,7 +296,7 @@ var requirements = []*requirement{
 	},
 	{
 		name:  "S-13/delivers nothing while the source is away",
-		rule:  "While the source is without a value nothing MUST be delivered: the last good value stays in force.",
+		rule:  "A strategy MUST NOT deliver anything because its source is away: the last good value stays in force.",
 		needs: []string{"S-12"},
 		check: func(t *trial) {
 			before := t.set(t.next())
@@ -342,7 +342,7 @@ var requirements = []*requirement{
 	},
 	{
 		name:  "S-16/returns an error without a value",
-		rule:  "If the source has no value, or cannot be asked, Watch MUST return an error, at the latest when its context ends.",
+		rule:  "If the source is away, Watch MUST return an error, at the latest when its context ends. It SHOULD do so at once: then the caller learns why.",
 		needs: []string{"S-1"},
 		check: func(t *trial) {
 			tried := false
@@ -375,7 +375,7 @@ var requirements = []*requirement{
 	},
 	{
 		name:  "S-18/tells no secret",
-		rule:  "No part of a value MUST appear in an error or in what the strategy logs.",
+		rule:  "A value, or a part of one, MUST NOT appear in an error or in what the strategy logs.",
 		needs: []string{"S-1"},
 		check: func(t *trial) {
 			// No part of it is a word, a number or changed by quoting, so that a part of six
@@ -539,7 +539,7 @@ var requirements = []*requirement{
 	},
 	{
 		name:  "S-26/leaves nothing running",
-		rule:  "When a watch has ended, or Watch failed, nothing MUST be left behind that was its own; what watches share MAY stay.",
+		rule:  "When a watch has ended, or Watch failed, it MUST NOT leave anything of its own behind; what watches share MAY stay.",
 		needs: []string{"S-20", "S-25"},
 		check: func(t *trial) {
 			const key, watches = "strategytest", 16
