@@ -7,10 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"net/url"
-	"os"
-	"strings"
-	"time"
 
 	"github.com/infobloxopen/hotload"
 	_ "github.com/infobloxopen/hotload/fsnotify"
@@ -49,62 +45,6 @@ func Example_forceKill() {
 	if errors.Is(err, hotload.ErrKilled) {
 		log.Print("the report did not finish in time; look whether it is there before running it again")
 	}
-}
-
-// env is a strategy that reads an environment variable every second. SPEC.md
-// says what else a strategy has to do.
-type env struct{}
-
-func (env) Watch(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
-	name := strings.TrimPrefix(pth, "/")
-	if len(options) != 0 {
-		return "", nil, fmt.Errorf("env: options are given for %s: want none", name)
-	}
-	value := strings.TrimSpace(os.Getenv(name))
-	if value == "" {
-		return "", nil, fmt.Errorf("env: the environment variable %s is blank: want a connection string", name)
-	}
-	values := make(chan string)
-	go func() {
-		defer close(values)
-		for tick := time.Tick(time.Second); ; {
-			select {
-			case <-tick:
-			case <-ctx.Done():
-				return
-			}
-			next := strings.TrimSpace(os.Getenv(name))
-			if next == "" || next == value {
-				continue
-			}
-			value = next
-			select {
-			case values <- value:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return value, values, nil
-}
-
-func ExampleRegisterStrategy() {
-	hotload.RegisterStrategy("env", env{})
-
-	os.Setenv("DATABASE", "1")
-	hotload.Register("example", newFake(nil))
-	db, err := sql.Open("hotload", "env://example/DATABASE")
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer db.Close()
-
-	var value string
-	if err := db.QueryRow("ask").Scan(&value); err != nil {
-		log.Fatal(err)
-	}
-	fmt.Println("connected with", value)
-	// Output: connected with 1
 }
 
 // The driver's own connection has what database/sql has not, such as lib/pq's

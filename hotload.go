@@ -52,7 +52,7 @@
 //   - Connections not in use close at once. Those in use finish their work and
 //     close when they are returned, or are ended as forceKill says.
 //   - A dial in progress is abandoned and made again with the new value.
-//   - A value that is empty, or that the driver's OpenConnector refuses, changes
+//   - A value that is empty or blank, or that the driver's OpenConnector refuses, changes
 //     nothing. Drivers that parse at the dial, such as pq.Driver and pgx's, refuse
 //     none: see probe.
 //
@@ -631,8 +631,8 @@ func (c *connector) offer(w *firstValue, value string) {
 
 // newGeneration makes a generation of a value, unless the value is refused.
 func (c *connector) newGeneration(value string) (*generation, error) {
-	if value == "" {
-		c.refuse(value, "empty", nil)
+	if strings.TrimSpace(value) == "" {
+		c.refuse("", "empty", nil)
 		return nil, fmt.Errorf("hotload: strategy %q delivered an empty connection string for %s", c.strategy, c.path)
 	}
 	g := &generation{c: c, value: value, gone: make(chan struct{}), conns: make(map[*serverConn]struct{})}

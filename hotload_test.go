@@ -232,7 +232,7 @@ func TestFirstConnect(t *testing.T) {
 		want(t, "value", ask(t, db), "1")
 		want(t, "watches", watches, 3)
 	})
-	for name, value := range map[string]string{"empty": "", "refused by the driver": "bad S3CRET"} {
+	for name, value := range map[string]string{"empty": "", "blank": " \n", "refused by the driver": "bad S3CRET"} {
 		t.Run("R-5/a refused first value is an error and the next can be good", func(t *testing.T) {
 			t.Log(name)
 			src := newSource(value)
@@ -242,7 +242,7 @@ func TestFirstConnect(t *testing.T) {
 				if err == nil || !strings.HasPrefix(err.Error(), "hotload: ") || strings.Contains(err.Error(), "S3CRET") {
 					t.Errorf("ping: %v", err)
 				}
-				if inner := errors.Unwrap(err); (inner != nil) != (value != "") {
+				if inner := errors.Unwrap(err); (inner != nil) != strings.HasPrefix(value, "bad") {
 					t.Errorf("the driver's error: %v", inner)
 				}
 			}
@@ -265,6 +265,7 @@ func TestValues(t *testing.T) {
 	}{
 		{"R-6/an equal value is no change", "1", "1", 1, nil},
 		{"R-7/a refused value changes nothing", "", "1", 1, []string{"hotload: value refused", "reason=empty"}},
+		{"blank", " \n", "1", 1, nil},
 		{"the same again", "", "1", 1, nil},
 		{"refused by the driver", "bad S3CRET", "1", 1, []string{"hotload: value refused", "reason=driver", "error_type=*errors.errorString"}},
 		{"R-8/puts each value in force in turn", "2", "2", 2, []string{"hotload: value accepted", "generation=2", "closed=1", "in_use=0"}},
