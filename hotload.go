@@ -36,8 +36,9 @@
 //     "30s", ends what is still in use when it has passed.
 //   - probe: with "true", a new value is put in force only once a connection
 //     has been opened with it; until then the pool goes on with the last good
-//     one. The default, "false", puts each value in force at once, because
-//     moving off a server may be meant whether or not the next one is up.
+//     one. The first value is not tried. The default, "false", puts each value
+//     in force at once, because moving off a server may be meant whether or not
+//     the next one is up.
 //
 // [sql.Open] checks the name and starts nothing. The first connection starts
 // the watch and DB.Close ends it.
@@ -52,9 +53,9 @@
 //   - Connections not in use close at once. Those in use finish their work and
 //     close when they are returned, or are ended as forceKill says.
 //   - A dial in progress is abandoned and made again with the new value.
-//   - A value that is empty or blank, or that the driver's OpenConnector refuses, changes
-//     nothing. Drivers that parse at the dial, such as pq.Driver and pgx's, refuse
-//     none: see probe.
+//   - A value that is empty or blank, or that the driver's OpenConnector
+//     refuses, changes nothing. Drivers that parse at the dial, such as
+//     pq.Driver and pgx's, refuse none: see probe.
 //
 // The error of an operation that forceKill ended matches [ErrKilled]; the
 // operation is not run again. Without forceKill a change causes no error.
@@ -64,6 +65,15 @@
 //
 // What happens is logged through [slog.Default]; the events, and all that a
 // strategy must and may do, are set out in SPEC.md beside this file.
+//
+// # Limits
+//
+//   - Only a driver whose OpenConnector parses the connection string can refuse
+//     one: see probe.
+//   - A dial of a driver that takes no context, such as pq.Driver, cannot be
+//     interrupted, only left.
+//   - A library that wraps hotload has to pass on the Close of its connector,
+//     which ends the watch.
 //
 // # The driver's own connection
 //
