@@ -31,13 +31,14 @@
 //
 // # Changes
 //
-// What is put in place by rename, be it the file or a symbolic link to it as in
-// Kubernetes' Secret and ConfigMap volumes, is taken to be whole, and delivered at
-// once. A file that may not be complete yet is delivered when it has not
-// changed for 25 ms, or after one second of changes. So a writer that pauses for
-// longer in the middle of a value, or takes longer than a second, can be caught
+// What is put in place by rename from the same directory, be it the file or a
+// symbolic link to it as in Kubernetes' Secret and ConfigMap volumes, is taken to be
+// whole, and delivered at once. A file that may not be complete yet is delivered
+// when it has not changed for 25 ms, or after one second of changes. So a writer
+// that pauses for longer in the middle of a value, that takes longer than a second,
+// or that goes on writing to a file just renamed into place, can be caught
 // half-way. It is better to write a new file beside the old one, and to rename it
-// over the old one.
+// over the old one when it is complete.
 //
 // A consumer that does not read holds nothing up, and gets the newest value
 // when it does.
@@ -53,7 +54,9 @@
 // However many files are watched, there is one [fsnotify.Watcher] in the
 // process (on Linux: one inotify instance), and none when no watch is left. The
 // watches of one path share their reading. A file system that hangs holds up
-// only the files on it.
+// only the files on it; others may have to be polled meanwhile. Where two paths
+// lead to one file or directory by way of hard links or bind mounts, notifications
+// may come for one of them only.
 //
 // # Options
 //
@@ -125,18 +128,20 @@ func (s *Strategy) Watch(ctx context.Context, pth string, options url.Values) (v
 	}
 	w := &watch{poll: poll, first: make(chan reading, 1), values: make(chan string, 1)}
 	f := s.hub.join(path, w)
+	var r reading
 	select {
-	case r := <-w.first:
-		if r.err != nil {
-			s.hub.leave(f, w)
-			return "", nil, r.err
-		}
-		context.AfterFunc(ctx, func() { s.hub.leave(f, w) })
-		return r.value, w.values, nil
+	case r = <-w.first:
 	case <-ctx.Done():
-		s.hub.leave(f, w)
-		return "", nil, fmt.Errorf("hotload: fsnotify: reading %s: %w", path, ctx.Err())
 	}
+	if ctx.Err() != nil { // whatever was chosen
+		r.err = fmt.Errorf("hotload: fsnotify: reading %s: %w", path, ctx.Err())
+	}
+	if r.err != nil {
+		s.hub.leave(f, w)
+		return "", nil, r.err
+	}
+	context.AfterFunc(ctx, func() { s.hub.leave(f, w) })
+	return r.value, w.values, nil
 }
 
 // filePath returns the name of the file that the path of a data source name means.
@@ -175,8 +180,9 @@ func parseOptions(options url.Values) (poll time.Duration, err error) {
 type hub struct {
 	open func() (*upstream.Watcher, error)
 
-	// watchMu is held across calls into the upstream watcher, and never taken
-	// by the goroutine that receives from it. It is locked before mu.
+	// watchMu is held across calls into the upstream watcher, which a file
+	// system that hangs can block, and never taken by the goroutine that
+	// receives from it. It is locked before mu.
 	watchMu sync.Mutex
 	watcher *upstream.Watcher      // nil when idle, or where there are no notifications
 	added   map[string]fs.FileInfo // what the watcher watches, by name
@@ -202,52 +208,57 @@ func newHub(open func() (*upstream.Watcher, error)) *hub {
 func (h *hub) join(path string, w *watch) *file {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	var hints uint32
 	f := h.files[path]
 	if f == nil {
 		f = &file{
 			hub:     h,
 			path:    path,
 			wake:    make(chan struct{}, 1),
-			done:    make(chan struct{}),
 			watches: make(map[*watch]bool),
 		}
 		h.files[path] = f
+		hints = announced
 		go f.run()
 	}
 	w.joined = f.looks
 	f.watches[w] = true
-	f.hint(announced)
+	f.hint(hints)
 	return f
 }
 
 // leave ends w. It does not wait for the file's goroutine, which may be
-// stuck in a read.
+// stuck in a read, and ends by itself if this was the last watch.
 func (h *hub) leave(f *file, w *watch) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	w.withdraw()
 	close(w.values)
 	delete(f.watches, w)
-	last := len(f.watches) == 0
-	if last {
-		delete(h.files, f.path)
-		close(f.done)
-	}
-	h.mu.Unlock()
-	if last {
-		h.follow(f, nil)
-	}
+	f.hint(0)
 }
 
-// follow makes names, as returned by trace, what f is woken by: none if
-// f has no watch any more. The first use of the watcher opens it, and the end of
-// the last file closes it.
-func (h *hub) follow(f *file, names map[string]fs.FileInfo) {
-	h.watchMu.Lock()
+// forget removes f, and reports true, if it has no watch any more.
+func (h *hub) forget(f *file) bool {
 	h.mu.Lock()
-	if h.files[f.path] != f {
-		names = nil
+	defer h.mu.Unlock()
+	if len(f.watches) > 0 {
+		return false
 	}
-	h.mu.Unlock()
+	delete(h.files, f.path)
+	return true
+}
+
+// follow makes names, as returned by trace, what f is woken by: none if it is
+// forgotten. The first use of the watcher opens it, and the end of the last
+// file closes it. It reports false, and does nothing, if another file is at it:
+// that one may be stuck, on a file system that hangs.
+func (h *hub) follow(f *file, names map[string]fs.FileInfo) bool {
+	if names == nil {
+		h.watchMu.Lock()
+	} else if !h.watchMu.TryLock() {
+		return false
+	}
 	wasDeaf := len(h.deaf) > 0
 	err := h.followLocked(f, names)
 	if err != nil {
@@ -256,13 +267,14 @@ func (h *hub) follow(f *file, names map[string]fs.FileInfo) {
 		delete(h.deaf, f)
 	}
 	isDeaf := len(h.deaf) > 0
-	h.watchMu.Unlock() // a log handler may do anything, even watch a file
+	h.watchMu.Unlock() // a log handler may take its time, and watch another file
 
 	if isDeaf && !wasDeaf {
 		slog.Warn("hotload: file notifications unavailable, polling", "strategy", "fsnotify", "path", f.path, "error", err)
 	} else if wasDeaf && !isDeaf && names != nil {
 		slog.Info("hotload: file notifications available again", "strategy", "fsnotify", "path", f.path)
 	}
+	return true
 }
 
 func (h *hub) followLocked(f *file, names map[string]fs.FileInfo) (err error) {
@@ -408,7 +420,6 @@ type file struct {
 	path  string
 	hints atomic.Uint32
 	wake  chan struct{} // has room for one; sent to after hints were set
-	done  chan struct{} // closed with the last watch
 
 	// The goroutine's own.
 	settled   reading   // the last reading settled, good or not
@@ -439,10 +450,12 @@ func (f *file) run() {
 	due := time.Now()
 	for {
 		select {
-		case <-f.done:
-			return
 		case <-f.wake:
 		case <-timer.C:
+		}
+		if f.hub.forget(f) {
+			f.hub.follow(f, nil)
+			return
 		}
 		hints := f.hints.Swap(0)
 		now := time.Now()
@@ -451,14 +464,14 @@ func (f *file) run() {
 			if next.Before(due) {
 				due = next
 			}
-		} else {
-			names := trace(f.path)
-			f.hub.follow(f, names)
+		} else if names := trace(f.path); f.hub.follow(f, names) {
 			// What happened before the names were followed was not announced.
 			if !maps.EqualFunc(names, trace(f.path), sameFile) {
 				f.hint(announced)
 			}
 			due = now.Add(f.look(hints))
+		} else {
+			due = now.Add(min(f.look(hints), quietTime))
 		}
 		timer.Reset(time.Until(due))
 	}
@@ -520,19 +533,12 @@ func (f *file) settle(r reading, hints uint32, begun, ended time.Time) bool {
 // deliver gives r to those that wait for a first value, and if it is a new value
 // to all others.
 func (f *file) deliver(r reading) {
-	was := f.settled
+	was, again := f.settled, f.value != ""
 	f.settled = r
-	switch {
-	case r.err == nil && was.err != nil && f.value != "":
-		slog.Info("hotload: file usable again", "strategy", "fsnotify", "path", f.path)
-	case r.err != nil && was.err == nil && f.value != "":
-		slog.Warn("hotload: file unusable, keeping the last value", "strategy", "fsnotify", "path", f.path, "error", r.err)
-	}
 	if r.err == nil {
 		f.value = r.value
 	}
 	f.hub.mu.Lock()
-	defer f.hub.mu.Unlock()
 	for w := range f.watches {
 		switch {
 		case w.answered && r.err == nil:
@@ -542,6 +548,13 @@ func (f *file) deliver(r reading) {
 			w.taken = r.value
 			w.first <- r
 		}
+	}
+	f.hub.mu.Unlock()
+	switch {
+	case r.err == nil && was.err != nil && again:
+		slog.Info("hotload: file usable again", "strategy", "fsnotify", "path", f.path)
+	case r.err != nil && was.err == nil && again:
+		slog.Warn("hotload: file unusable, keeping the last value", "strategy", "fsnotify", "path", f.path, "error", r.err)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"time"
 	"unsafe"
 
+	upstream "github.com/fsnotify/fsnotify"
 	"github.com/infobloxopen/hotload/fsnotify"
 )
 
@@ -474,8 +475,12 @@ func TestChangedWhileFollowing(t *testing.T) {
 	f.put("1/file", "value 0")
 	f.put("2/file", "value 1")
 	f.link("1/file", "file")
-	s := fsnotify.NewStrategy()
-	release := s.StallFollowing()
+	found, follow := make(chan struct{}), make(chan struct{})
+	s := fsnotify.NewStrategyWith(func() (*upstream.Watcher, error) {
+		close(found)
+		<-follow
+		return upstream.NewWatcher()
+	})
 	type result struct {
 		value  string
 		values <-chan string
@@ -488,9 +493,9 @@ func TestChangedWhileFollowing(t *testing.T) {
 		}
 		first <- result{value, values}
 	}()
-	time.Sleep(enough)
+	<-found
 	f.link("2/file", "file")
-	release()
+	close(follow)
 	got := <-first
 	if got.value != "value 1" {
 		t.Errorf("Watch: %q, want value 1", got.value)
@@ -595,4 +600,30 @@ func TestHungFile(t *testing.T) {
 	}
 	release()
 	await(t, "the stuck goroutine to end", func() bool { return strings.Count(leftovers(), ".(*file).run(") == 1 })
+}
+
+// TestHungFileOnce: watches of a file that cannot be opened to the end, one after
+// another, are stuck in one goroutine.
+func TestHungFileOnce(t *testing.T) {
+	s := fsnotify.NewStrategy()
+	path := filepath.Join(t.TempDir(), "file")
+	write(t, path, "value 0")
+	release := hang(t, path, opens)
+	for range 10 {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		if _, _, err := s.Watch(ctx, path, nil); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Watch of a file that hangs: %v", err)
+		}
+		cancel()
+	}
+	if n := strings.Count(leftovers(), ".(*file).run("); n != 1 {
+		t.Errorf("%d goroutines are stuck, want 1", n)
+	}
+	release()
+	noLeftovers(t)
+
+	write(t, path, "value 1")
+	if got, _ := watchFile(t, t.Context(), s, path, nil); got != "value 1" {
+		t.Errorf("Watch afterwards: %q, want value 1", got)
+	}
 }

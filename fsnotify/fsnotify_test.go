@@ -872,6 +872,46 @@ func TestSlowConsumer(t *testing.T) {
 	}
 }
 
+// TestHungFollowing: where the watcher is stuck, on a file system that hangs, other
+// files are polled, and Watch returns.
+func TestHungFollowing(t *testing.T) {
+	s := fsnotify.NewStrategyWith(upstream.NewWatcher)
+	dir := t.TempDir()
+	options := poll(10 * time.Millisecond)
+	watch := func(name string) (<-chan string, context.CancelFunc) {
+		t.Helper()
+		write(t, filepath.Join(dir, name), "value 0")
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		t.Cleanup(cancel)
+		_, values := watchFile(t, ctx, s, filepath.Join(dir, name), options)
+		return values, cancel
+	}
+	before, endBefore := watch("before")
+	release := s.StallFollowing()
+	meanwhile, endMeanwhile := watch("meanwhile")
+	for i := range 3 {
+		want := fmt.Sprint("value ", i+1)
+		for name, values := range map[string]<-chan string{"before": before, "meanwhile": meanwhile} {
+			replace(t, filepath.Join(dir, name), want)
+			if got := receive(t, values); got != want {
+				t.Errorf("received %q, want %q", got, want)
+			}
+		}
+	}
+	if _, _, err := s.Watch(t.Context(), urlPath(filepath.Join(dir, "missing")), nil); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Watch of a missing file: %v", err)
+	}
+	endBefore()
+	endMeanwhile()
+	for _, values := range []<-chan string{before, meanwhile} {
+		if _, open := <-values; open {
+			t.Error("received a value, want the end")
+		}
+	}
+	release()
+	await(t, "everything to be gone", func() bool { return leftovers() == "" })
+}
+
 // TestFresh: Watch returns what the file holds when it is called, though
 // another watch of the file has not seen it yet.
 func TestFresh(t *testing.T) {
