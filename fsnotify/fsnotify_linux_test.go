@@ -475,6 +475,7 @@ func TestChangedWhileFollowing(t *testing.T) {
 	f.put("1/file", "value 0")
 	f.put("2/file", "value 1")
 	f.link("1/file", "file")
+	time.Sleep(enough) // to be delivered at once, with nothing that brings another look
 	found, follow := make(chan struct{}), make(chan struct{})
 	s := fsnotify.NewStrategyWith(func() (*upstream.Watcher, error) {
 		close(found)
