@@ -297,11 +297,17 @@ func (d hotloadDriver) Open(name string) (driver.Conn, error) {
 		return nil, err
 	}
 	c := dc.(*connector)
+	opened := false
+	defer func() {
+		if !opened { // also when the driver panics
+			c.Close()
+		}
+	}()
 	s, err := c.connect(context.Background())
 	if err != nil {
-		c.Close()
 		return nil, err
 	}
+	opened = true
 	return newConn(c, s, true), nil
 }
 
@@ -388,8 +394,11 @@ func (c *connector) dial(ctx context.Context) (*serverConn, error) {
 		if g == c.gen.Load() {
 			return s, err
 		}
-		if err == nil {
-			s.retire() // late: the generation was swept without it
+		if err == nil { // late: the generation was swept without it
+			s.retire()
+			if s.awaitClose(ctx) != nil {
+				c.addOrphan(s)
+			}
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -404,8 +413,8 @@ func (c *connector) Close() error {
 	c.mu.Unlock()
 	c.stop()
 
-	limit := time.NewTimer(patience)
-	defer limit.Stop()
+	limit, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
 	ended := make(chan struct{})
 	go func() {
 		c.background.Wait()
@@ -413,22 +422,38 @@ func (c *connector) Close() error {
 	}()
 	select {
 	case <-ended:
-	case <-limit.C:
-		limit.Reset(0)
+	case <-limit.Done():
 	}
 	g := c.gen.Load()
 	if g == nil {
 		return nil
 	}
 	g.dropSpares()
-	for s := c.takeOrphan(); s != nil; s = c.takeOrphan() {
+	for s := c.takeOrphan(); s != nil && limit.Err() == nil; s = c.takeOrphan() {
 		select {
 		case <-s.done:
-		case <-limit.C:
-			return g.close()
+		case <-limit.Done():
 		}
 	}
-	return g.close()
+	closed := make(chan error, 1)
+	go func() { closed <- g.close() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(patience):
+		return nil
+	}
+}
+
+// inBackground has DB.Close wait for f, for a while, unless it has begun to.
+func (c *connector) inBackground(f func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		go f()
+	} else {
+		c.background.Go(f)
+	}
 }
 
 // addOrphan notes a server connection that is closing and has no proxy, or one
@@ -531,8 +556,9 @@ func (c *connector) run(w *firstValue) {
 	pause := leastWatchPause
 	lost := "" // what was logged of the loss of the watch
 	for first := true; ; first = false {
+		options, _ := url.ParseQuery(c.options.Encode()) // the strategy's to keep
+		value, values, err := c.watcher.Watch(c.ctx, c.path, options)
 		began := time.Now()
-		value, values, err := c.watcher.Watch(c.ctx, c.path, maps.Clone(c.options))
 		switch {
 		case err == nil:
 			if !first {
@@ -680,13 +706,20 @@ func describe(err error) (attrs []any) {
 	attrs = append(attrs, "error_type", fmt.Sprintf("%T", err))
 	var state interface{ SQLState() string }
 	if errors.As(err, &state) {
-		attrs = append(attrs, "sqlstate", state.SQLState())
+		if code := state.SQLState(); isSQLState(code) {
+			attrs = append(attrs, "sqlstate", code)
+		}
 	}
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
 		attrs = append(attrs, "errno", errno.Error())
 	}
 	return attrs
+}
+
+// isSQLState reports whether a driver's code is one, and not perhaps a text.
+func isSQLState(code string) bool {
+	return len(code) == 5 && strings.Trim(code, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == ""
 }
 
 // A refusedError says that the driver refused the first value. Its text does
@@ -739,12 +772,12 @@ func (c *connector) publish(g *generation, p *probe) {
 	if old == nil {
 		return
 	}
-	old.retire()
-	switch {
-	case c.forceKill && c.grace > 0:
-		c.background.Go(func() { c.killLater(old) })
-	case c.forceKill:
+	if c.forceKill && c.grace == 0 {
 		old.kill()
+	}
+	old.retire()
+	if c.forceKill && c.grace > 0 {
+		c.background.Go(func() { c.killLater(old) })
 	}
 }
 
@@ -760,7 +793,7 @@ type generation struct {
 	gone      chan struct{} // closed when it is superseded and its last connection is gone
 
 	mu      sync.Mutex // guards the following fields
-	retired bool       // superseded, and that has been logged
+	retired bool       // superseded, and what comes before "drained" has been logged
 	conns   map[*serverConn]struct{}
 	dialing int             // calls of the driver's Open or Connect in progress
 	waiting []chan<- dialed // callers that wait for one, oldest first
@@ -847,8 +880,9 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 	return nil, ctx.Err()
 }
 
-// open calls the driver and hands what it returns to a caller: of a Connect to
-// the one whose context it has, of an Open to the one that has waited longest.
+// open calls the driver and hands what it returns to a caller: a connection from
+// an Open to the one that has waited longest, all else to the one it was begun
+// for.
 func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result chan<- dialed) {
 	ci, err := g.connect(ctx)
 	var s *serverConn
@@ -863,7 +897,7 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 	if s != nil {
 		g.conns[s] = struct{}{}
 	}
-	if g.connector == nil && len(g.waiting) > 0 {
+	if g.connector == nil && err == nil && len(g.waiting) > 0 {
 		result = g.waiting[0]
 	}
 	i := slices.Index(g.waiting, result)
@@ -874,6 +908,10 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 		result <- dialed{s, err}
 	case spare:
 		g.spares = append(g.spares, s)
+	case g.connector == nil && g.dialing < len(g.waiting) && g.ctx.Err() == nil:
+		// It failed its caller, who has left. Those who came later have not.
+		g.dialing++
+		go g.open(ctx, cancel, g.waiting[0])
 	}
 	gone := g.goneLocked()
 	g.mu.Unlock()
@@ -882,7 +920,9 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 	case spare && g.ctx.Err() == nil && g.c.ctx.Err() == nil:
 		time.AfterFunc(spareLife, g.dropSpares)
 	case s != nil:
-		s.retire()
+		if s.retire() {
+			g.c.addOrphan(s)
+		}
 	}
 	if gone {
 		g.drained()
@@ -967,8 +1007,8 @@ func (g *generation) goneLocked() bool {
 }
 
 func (g *generation) drained() {
-	g.close()
 	g.c.logger().Info("hotload: generation drained", "generation", g.number)
+	g.c.inBackground(func() { g.close() })
 }
 
 // close closes the driver's connector, which happens once: when the
@@ -1021,11 +1061,22 @@ func (c *connector) prove(p *probe) {
 		case err = <-result:
 		case <-time.After(probeLimit + patience): // a driver that heeds no limit
 			tell(context.DeadlineExceeded)
-			err = <-result
+			select {
+			case err = <-result:
+			case <-p.ctx.Done(): // overdue and overtaken: leave it
+				<-c.trying
+				go func() {
+					<-result
+					p.g.close()
+				}()
+				return
+			}
+		}
+		if err == nil {
+			c.publish(p.g, p)
 		}
 		<-c.trying
 		if err == nil {
-			c.publish(p.g, p)
 			return
 		}
 		tell(err)
@@ -1049,10 +1100,22 @@ func (g *generation) try(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() { // also when Ping panics
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			var ignored error
+			defer recoverPanic(&ignored)
+			ci.Close()
+		}()
+		select {
+		case <-closed:
+		case <-time.After(patience):
+		}
+	}()
 	if pinger, ok := ci.(driver.Pinger); ok {
 		err = pinger.Ping(ctx)
 	}
-	ci.Close()
 	return err
 }
 
@@ -1109,14 +1172,16 @@ type serverConn struct {
 	checker   driver.NamedValueChecker
 
 	stmts []*prepared // open; used by the owner alone
+	outs  []int       // slots of the contexts of Execs with sql.Out, which may be cursors; used by the owner alone
 	// endCall ends the context of the call in progress, if it has one. The owner
 	// sets it before the state is calling; who makes that killing reads it.
 	endCall context.CancelCauseFunc
 
-	cancel  context.CancelFunc // ends the dial's context, which the driver may hold on to
-	closing atomic.Bool
-	done    chan struct{} // closed when ci.Close has returned
-	err     error         // what it returned; published by done
+	cancel  context.CancelFunc        // ends the dial's context, which the driver may hold on to
+	closing atomic.Pointer[time.Time] // when that was begun; nil if it was not
+	shut    atomic.Bool               // ci.Close has been called
+	done    chan struct{}             // closed when it has returned
+	err     error                     // what it returned; published by done
 
 	mu      sync.Mutex                // guards the following fields
 	cancels []context.CancelCauseFunc // of contexts that outlive their call; nil where free
@@ -1189,19 +1254,29 @@ func closeAll(conns []*serverConn) {
 }
 
 // closeOnce does nothing if another has begun: who parked or killed the
-// connection, awaitClose, or a kill whose patience ended.
+// connection, awaitClose, or a kill whose patience ended. With forceKill a
+// statement that hangs does not keep the connection open.
 func (s *serverConn) closeOnce() {
-	if !s.closing.CompareAndSwap(false, true) {
+	if now := time.Now(); !s.closing.CompareAndSwap(nil, &now) {
 		return
 	}
+	if s.forced && len(s.stmts) > 0 {
+		defer time.AfterFunc(patience, s.closeConn).Stop()
+	}
 	for _, st := range s.stmts {
+		if s.shut.Load() {
+			return
+		}
 		st.si.Close()
 	}
-	s.shut()
+	s.closeConn()
 }
 
-// shut closes the driver's connection.
-func (s *serverConn) shut() {
+// closeConn closes the driver's connection.
+func (s *serverConn) closeConn() {
+	if !s.shut.CompareAndSwap(false, true) {
+		return
+	}
 	s.err = s.ci.Close()
 	s.cancel()
 	if s.forced {
@@ -1212,16 +1287,25 @@ func (s *serverConn) shut() {
 	s.gen.remove(s)
 }
 
-// awaitClose waits for the connection to be closed, for a while. It sees to it
+// awaitClose waits for the connection to be closed, but not until its patience
+// ends, nor for more than half of the time that the caller has. It sees to it
 // that this does not have to wait for all others that a change closes.
 func (s *serverConn) awaitClose(ctx context.Context) error {
+	wait := patience
 	select {
 	case <-s.done:
 		return nil
 	default:
-		go s.closeOnce()
+		if began := s.closing.Load(); began != nil {
+			wait -= time.Since(*began)
+		} else {
+			go s.closeOnce()
+		}
 	}
-	limit := time.NewTimer(patience)
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(deadline)/2)
+	}
+	limit := time.NewTimer(wait)
 	defer limit.Stop()
 	select {
 	case <-s.done:
@@ -1386,7 +1470,8 @@ func (p *conn) ResetSession(ctx context.Context) error {
 // park parks the server connection of a proxy that is returned to the pool and
 // could not be held: it was killed, or is parked already.
 func (p *conn) park() {
-	if s := p.s; s.state.Swap(parked) == killing {
+	s := p.s
+	if was := s.state.Swap(parked); was != parked && was != killed {
 		s.close()
 	}
 }
@@ -1401,6 +1486,10 @@ func (p *conn) IsValid() bool {
 		return true
 	}
 	s.endCall = noContext // keep no caller's context in the pool
+	for _, slot := range s.outs {
+		s.drop(slot)
+	}
+	s.outs = nil
 	if !s.superseded() && (spoiled || s.validator != nil && !s.validator.IsValid()) {
 		return false
 	}
@@ -1414,7 +1503,9 @@ func (p *conn) Close() error {
 	p.closed = true
 	s := p.s
 	var err error
-	if was := s.state.Swap(parked); was != parked && was != killed {
+	was := s.state.Swap(parked)
+	ours := was != parked && was != killed // else closed, or closing, since a change
+	if ours {
 		s.close()
 		if !s.superseded() && !p.c.hasOrphans() { // if one hangs, the next may too
 			s.awaitClose(context.Background())
@@ -1422,7 +1513,9 @@ func (p *conn) Close() error {
 	}
 	select {
 	case <-s.done:
-		err = s.err
+		if ours {
+			err = s.err
+		}
 	default:
 		p.c.addOrphan(s)
 	}
@@ -1477,7 +1570,7 @@ func (p *execConn) ExecContext(caller context.Context, query string, args []driv
 		return nil, s.end(driver.ErrSkip)
 	}
 	res, err := s.execer.ExecContext(ctx, query, args)
-	return res, s.end(err)
+	return res, s.endExec(err, args)
 }
 
 func (p *conn) query(caller context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
@@ -1505,7 +1598,7 @@ func (p *conn) BeginTx(caller context.Context, opts driver.TxOptions) (driver.Tx
 	if err != nil {
 		return nil, err
 	}
-	t, err := begin(ctx, s.ci, opts)
+	t, err := begin(ctx, s, opts)
 	if err != nil {
 		return nil, s.end(err)
 	}
@@ -1622,7 +1715,7 @@ var (
 
 // prepare prepares the statement in a call, whose context ends with it.
 func (st *stmt) prepare(ctx context.Context, s *serverConn) error {
-	si, err := prepare(ctx, s.ci, st.text)
+	si, err := prepare(ctx, s, st.text)
 	if err != nil {
 		return err
 	}
@@ -1727,7 +1820,7 @@ func (st *stmt) ExecContext(caller context.Context, args []driver.NamedValue) (d
 		return nil, err
 	}
 	res, err := st.exec.ExecContext(ctx, args)
-	return res, s.end(err)
+	return res, s.endExec(err, args)
 }
 
 func (st *stmt) QueryContext(caller context.Context, args []driver.NamedValue) (driver.Rows, error) {
@@ -1746,6 +1839,9 @@ func (st *stmt) begin(caller context.Context, args []driver.NamedValue) (*server
 	}
 	if st.s != s {
 		err = st.prepareAgain(caller, s)
+	}
+	if err == nil && s.over() {
+		err = ErrKilled
 	}
 	if err == nil && st.p.unchecked {
 		args, err = st.p.checked(st.si, args)
@@ -1784,10 +1880,14 @@ func (p *conn) begin(caller context.Context) (*serverConn, context.Context, erro
 		return s, caller, nil // taken already, and not subject to a kill
 	}
 	s, err := p.acquire(caller)
-	if err != nil || !s.forced {
-		return s, caller, err
+	switch {
+	case err != nil:
+		p.unchecked = false
+		return nil, nil, err
+	case s.forced:
+		return s.beginForced(caller)
 	}
-	return s.beginForced(caller)
+	return s, caller, nil
 }
 
 func (s *serverConn) beginForced(caller context.Context) (*serverConn, context.Context, error) {
@@ -1819,6 +1919,21 @@ func (s *serverConn) endForced(err error) error {
 	err = s.leave(err)
 	end(nil)
 	return err
+}
+
+// endExec is end for an Exec. Its context lives on while the connection is
+// checked out if it may have set a cursor.
+func (s *serverConn) endExec(err error, args []driver.NamedValue) error {
+	if s.forced && err == nil && slices.ContainsFunc(args, isOut) {
+		s.outs = append(s.outs, s.keep(s.endCall))
+		return s.leave(nil)
+	}
+	return s.end(err)
+}
+
+func isOut(arg driver.NamedValue) bool {
+	_, out := arg.Value.(sql.Out)
+	return out
 }
 
 // keep lets a context outlive its call, until it is dropped.
@@ -1879,6 +1994,10 @@ func (s *serverConn) enter() bool {
 	return !s.forced || s.state.Load() == calling || s.state.CompareAndSwap(inUse, calling)
 }
 
+// over reports whether the call in progress was killed: it must not go on to
+// another of the driver's, whose connection may be closed by now.
+func (s *serverConn) over() bool { return s.forced && s.state.Load() != calling }
+
 // leave ends a call of the driver. If it was killed, the connection is closed
 // and its error, if it failed, becomes one that database/sql does not take for
 // a reason to run the call again.
@@ -1917,8 +2036,8 @@ func (s *serverConn) kill() bool {
 				s.cancelAll(ErrKilled)
 				time.AfterFunc(patience, func() {
 					// Not its statements: the call in progress holds up their Close.
-					if s.state.CompareAndSwap(killing, killed) && s.closing.CompareAndSwap(false, true) {
-						s.shut()
+					if now := time.Now(); s.state.CompareAndSwap(killing, killed) && s.closing.CompareAndSwap(nil, &now) {
+						s.closeConn()
 					}
 				})
 				return true
@@ -1941,8 +2060,13 @@ func (s *serverConn) cancelAll(cause error) {
 	}
 }
 
-// kill ends what is in use on a superseded generation.
+// kill ends what is in use on a superseded generation, which does not drain
+// before that has been logged.
 func (g *generation) kill() {
+	g.mu.Lock()
+	g.retired = false
+	g.mu.Unlock()
+	defer g.retire()
 	n := 0
 	for _, s := range g.connections() {
 		if s.kill() {
@@ -2082,7 +2206,7 @@ func (r *rows) Next(dest []driver.Value) error {
 // next ends a call that asked for a row. At the end of a result set it asks for
 // the next in the same call: afterwards the connection can have been killed.
 func (r *rows) next(err error) error {
-	if sets, ok := r.Rows.(driver.RowsNextResultSet); ok && err == io.EOF {
+	if sets, ok := r.Rows.(driver.RowsNextResultSet); ok && err == io.EOF && !r.s.over() {
 		r.more = sets.HasNextResultSet()
 	}
 	return r.s.leave(err)
@@ -2146,21 +2270,23 @@ func (r *rows) ColumnTypePrecisionScale(i int) (precision, scale int64, ok bool)
 // done, had it held that connection itself: ctxutil.go and convert.go there.
 
 // prepare is ctxDriverPrepare.
-func prepare(ctx context.Context, ci driver.Conn, query string) (driver.Stmt, error) {
-	if c, ok := ci.(driver.ConnPrepareContext); ok {
+func prepare(ctx context.Context, s *serverConn, query string) (driver.Stmt, error) {
+	if c, ok := s.ci.(driver.ConnPrepareContext); ok {
 		return c.PrepareContext(ctx, query)
 	}
-	si, err := ci.Prepare(query)
+	si, err := s.ci.Prepare(query)
 	if err == nil && ctx.Err() != nil {
-		si.Close()
+		if !s.over() {
+			si.Close()
+		}
 		return nil, ctx.Err()
 	}
 	return si, err
 }
 
 // begin is ctxDriverBegin.
-func begin(ctx context.Context, ci driver.Conn, opts driver.TxOptions) (driver.Tx, error) {
-	if c, ok := ci.(driver.ConnBeginTx); ok {
+func begin(ctx context.Context, s *serverConn, opts driver.TxOptions) (driver.Tx, error) {
+	if c, ok := s.ci.(driver.ConnBeginTx); ok {
 		return c.BeginTx(ctx, opts)
 	}
 	if sql.IsolationLevel(opts.Isolation) != sql.LevelDefault {
@@ -2169,9 +2295,11 @@ func begin(ctx context.Context, ci driver.Conn, opts driver.TxOptions) (driver.T
 	if opts.ReadOnly {
 		return nil, errors.New("sql: driver does not support read-only transactions")
 	}
-	t, err := ci.Begin()
+	t, err := s.ci.Begin()
 	if err == nil && ctx.Err() != nil {
-		t.Rollback()
+		if !s.over() {
+			t.Rollback()
+		}
 		return nil, ctx.Err()
 	}
 	return t, err
@@ -2252,7 +2380,12 @@ func convert(ci driver.Conn, si driver.Stmt, raw []driver.NamedValue) ([]driver.
 	}
 	columns, _ := si.(driver.ColumnConverter)
 	args := make([]driver.NamedValue, 0, len(raw))
+	removed := "" // the name of a removed argument is that of the next if it has none
 	for _, arg := range raw {
+		if arg.Name == "" {
+			arg.Name = removed
+		}
+		removed = ""
 		arg.Ordinal = len(args) + 1
 		err := driver.ErrSkip
 		if checker != nil {
@@ -2265,6 +2398,7 @@ func convert(ci driver.Conn, si driver.Stmt, raw []driver.NamedValue) ([]driver.
 			arg.Value, err = driver.DefaultParameterConverter.ConvertValue(arg.Value)
 		}
 		if err == driver.ErrRemoveArgument {
+			removed = arg.Name
 			continue
 		}
 		if err != nil {
