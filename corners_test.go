@@ -244,3 +244,42 @@ func TestDeafStatement(t *testing.T) {
 		})
 	}
 }
+
+// TestHungReset: a driver that asks its server something in ResetSession, and
+// waits, is no reason to wait for a server that was left: nothing has run yet.
+func TestHungReset(t *testing.T) {
+	for _, options := range []string{"", "forceKill=true"} {
+		bubble(t, "options="+options, func(t *testing.T) {
+			f, src := newFake(t), newSource("1")
+			resets := make(chan error, 1)
+			f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
+				if c.value != "1" || call != "ResetSession" {
+					return nil
+				}
+				<-ctx.Done()
+				resets <- ctx.Err()
+				return driver.ErrBadConn
+			}
+			db := open(t, ctxFake{f}, src, options)
+			db.SetMaxOpenConns(1)
+			must(t, "ping", db.Ping())
+
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := db.ExecContext(ctx, "insert"); err == nil {
+				t.Error("an operation whose time was over in ResetSession: no error")
+			}
+			want(t, "how its context ended", <-resets, context.DeadlineExceeded)
+
+			must(t, "ping", db.Ping()) // on a connection that needs no reset yet
+			value := make(chan string)
+			go func() { value <- ask(t, db) }()
+			synctest.Wait()
+			src.set("2")
+			want(t, "how the context ended", <-resets, context.Canceled)
+			want(t, "value", <-value, "2")
+			synctest.Wait()
+			want(t, "connections on the old value", f.liveOn("1"), 0)
+		})
+	}
+}

@@ -1171,6 +1171,7 @@ type serverConn struct {
 	validator driver.Validator
 	checker   driver.NamedValueChecker
 
+	held  *heldCtx    // of ResetSession; used by the owner alone
 	stmts []*prepared // open; used by the owner alone
 	outs  []int       // slots of the contexts of Execs with sql.Out, which may be cursors; used by the owner alone
 	// endCall ends the context of the call in progress, if it has one. The owner
@@ -1196,7 +1197,9 @@ func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *se
 	if s.forced {
 		s.busy = calling
 	}
-	s.resetter, _ = ci.(driver.SessionResetter)
+	if s.resetter, _ = ci.(driver.SessionResetter); s.resetter != nil {
+		s.held = &heldCtx{gen: g}
+	}
 	s.validator, _ = ci.(driver.Validator)
 	s.checker, _ = ci.(driver.NamedValueChecker)
 	switch ci := ci.(type) {
@@ -1459,12 +1462,56 @@ func (p *conn) ResetSession(ctx context.Context) error {
 	}
 	var err error
 	if s.resetter != nil {
-		err = s.resetter.ResetSession(ctx)
+		h := s.held
+		h.Context = ctx
+		err = s.resetter.ResetSession(h)
+		if ended := h.ended.Load(); ended != nil {
+			ended.end()
+			s.held = &heldCtx{gen: s.gen} // the driver may know that one still
+		}
 	}
 	if !s.release() {
 		return nil
 	}
 	return err
+}
+
+// A heldCtx is a caller's context for a call on a connection that is held. It
+// ends, too, when the generation is superseded: nothing would be lost, and the
+// server that the driver asks may be the one that died. Most drivers do not ask
+// a server, and so nothing is made before Done is called.
+type heldCtx struct {
+	context.Context
+	gen   *generation
+	ended atomic.Pointer[endedCtx]
+}
+
+// An endedCtx is what the Done and the Err of a heldCtx are.
+type endedCtx struct {
+	context.Context
+	end func()
+}
+
+func (h *heldCtx) Done() <-chan struct{} {
+	if h.ended.Load() == nil {
+		ctx, cancel := context.WithCancel(h.Context)
+		stop := context.AfterFunc(h.gen.ctx, cancel)
+		ended := &endedCtx{ctx, func() { stop(); cancel() }}
+		if !h.ended.CompareAndSwap(nil, ended) {
+			ended.end()
+		}
+	}
+	return h.ended.Load().Done()
+}
+
+func (h *heldCtx) Err() error {
+	if ended := h.ended.Load(); ended != nil {
+		return ended.Err()
+	}
+	if err := h.Context.Err(); err != nil {
+		return err
+	}
+	return h.gen.ctx.Err()
 }
 
 // park parks the server connection of a proxy that is returned to the pool and
@@ -1485,12 +1532,14 @@ func (p *conn) IsValid() bool {
 		p.park()
 		return true
 	}
-	s.endCall = noContext // keep no caller's context in the pool
-	for _, slot := range s.outs {
-		s.drop(slot)
+	if s.forced {
+		s.endCall = noContext // keep no caller's context in the pool
+		for _, slot := range s.outs {
+			s.drop(slot)
+		}
+		s.outs = nil
 	}
-	s.outs = nil
-	if !s.superseded() && (spoiled || s.validator != nil && !s.validator.IsValid()) {
+	if (spoiled || s.validator != nil && !s.validator.IsValid()) && !s.superseded() {
 		return false
 	}
 	s.release()
@@ -1876,15 +1925,15 @@ func (st *stmt) prepareAgain(caller context.Context, s *serverConn) error {
 // the call while the driver may hold on to it: until a transaction, rows or a
 // statement end.
 func (p *conn) begin(caller context.Context) (*serverConn, context.Context, error) {
-	if s := p.s; !s.forced && !p.spoiled && s.state.Load() == inUse {
-		return s, caller, nil // taken already, and not subject to a kill
+	s := p.s
+	if p.spoiled || s.state.Load() != inUse { // else it was taken already
+		var err error
+		if s, err = p.acquire(caller); err != nil {
+			p.unchecked = false
+			return nil, nil, err
+		}
 	}
-	s, err := p.acquire(caller)
-	switch {
-	case err != nil:
-		p.unchecked = false
-		return nil, nil, err
-	case s.forced:
+	if s.forced {
 		return s.beginForced(caller)
 	}
 	return s, caller, nil
@@ -1924,16 +1973,16 @@ func (s *serverConn) endForced(err error) error {
 // endExec is end for an Exec. Its context lives on while the connection is
 // checked out if it may have set a cursor.
 func (s *serverConn) endExec(err error, args []driver.NamedValue) error {
-	if s.forced && err == nil && slices.ContainsFunc(args, isOut) {
-		s.outs = append(s.outs, s.keep(s.endCall))
-		return s.leave(nil)
+	if !s.forced {
+		return err
 	}
-	return s.end(err)
-}
-
-func isOut(arg driver.NamedValue) bool {
-	_, out := arg.Value.(sql.Out)
-	return out
+	for i := range args {
+		if _, out := args[i].Value.(sql.Out); out && err == nil {
+			s.outs = append(s.outs, s.keep(s.endCall))
+			return s.leave(nil)
+		}
+	}
+	return s.endForced(err)
 }
 
 // keep lets a context outlive its call, until it is dropped.
