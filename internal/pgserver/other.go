@@ -17,7 +17,12 @@ func runAsOther(*exec.Cmd, ...string) error { return nil }
 
 func detach(*exec.Cmd) {}
 
-func watchman(int, string) (io.Closer, error) { return io.NopCloser(nil), nil }
+func watchman(...string) (io.WriteCloser, error) {
+	return struct {
+		io.Writer
+		io.Closer
+	}{io.Discard, io.NopCloser(nil)}, nil
+}
 
 func (s *Server) signalAll(int) error {
 	return errors.New("pgserver: a server cannot be paused on this system")

@@ -2,7 +2,7 @@
 //
 // A server lives in a temporary directory of its own, listens on a loopback port and on a
 // Unix socket in that directory, and asks for scram-sha-256 passwords on both. It survives
-// nothing: fsync is off, Close removes it, and if the process that started it dies without
+// nothing: fsync is off, Close removes it, and if the process that created it dies without
 // closing it, a watchman (on Unix) does so.
 package pgserver
 
@@ -96,9 +96,9 @@ type Server struct {
 	password string            // of the superuser
 	users    map[string]string // not created yet
 
-	running  *exec.Cmd     // nil when stopped
-	exited   chan struct{} // closed when running has been waited for
-	watchman io.Closer
+	running  *exec.Cmd      // nil when stopped
+	exited   chan struct{}  // closed when running has been waited for
+	watchman io.WriteCloser // is to be told what runs
 }
 
 // Superuser is the role that owns a server. SuperDSN logs in as it.
@@ -134,9 +134,12 @@ func Create(ctx context.Context, opts Options) (_ *Server, err error) {
 	}
 	defer func() {
 		if err != nil {
-			os.RemoveAll(s.dir)
+			s.Close()
 		}
 	}()
+	if s.watchman, err = watchman(s.dir); err != nil {
+		return nil, fmt.Errorf("pgserver: %w", err)
+	}
 	pwfile := filepath.Join(s.dir, "password")
 	if err := os.WriteFile(pwfile, []byte(s.password+"\n"), 0o600); err != nil {
 		return nil, fmt.Errorf("pgserver: %w", err)
@@ -146,9 +149,16 @@ func Create(ctx context.Context, opts Options) (_ *Server, err error) {
 	if err := runAsOther(initdb, s.dir, pwfile); err != nil {
 		return nil, fmt.Errorf("pgserver: %w", err)
 	}
-	if out, err := initdb.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("pgserver: %s: %w\n%s", initdb.Path, cmp.Or(ctx.Err(), err), bytes.TrimSpace(out))
+	var out bytes.Buffer
+	initdb.Stdout, initdb.Stderr = &out, &out
+	if err = initdb.Start(); err == nil {
+		fmt.Fprintln(s.watchman, initdb.Process.Pid)
+		err = initdb.Wait()
 	}
+	if err != nil {
+		return nil, fmt.Errorf("pgserver: %s: %w\n%s", initdb.Path, cmp.Or(ctx.Err(), err), bytes.TrimSpace(out.Bytes()))
+	}
+	fmt.Fprintln(s.watchman)
 	return s, os.Remove(pwfile)
 }
 
@@ -194,11 +204,8 @@ func (s *Server) Start(ctx context.Context) error {
 		cmd.Wait()
 		close(s.exited)
 	}()
-	s.watchman, err = watchman(cmd.Process.Pid, s.dir)
-	if err == nil {
-		err = s.ready(ctx)
-	}
-	if err != nil {
+	fmt.Fprintln(s.watchman, cmd.Process.Pid)
+	if err := s.ready(ctx); err != nil {
 		s.Stop()
 		out, _ := os.ReadFile(s.log())
 		return fmt.Errorf("pgserver: %s: %w\n%s", cmd.Path, err, bytes.TrimSpace(out))
@@ -254,16 +261,18 @@ func (s *Server) Stop() error {
 		process.Kill()
 		<-s.exited
 	}
-	if s.watchman != nil {
-		s.watchman.Close()
-	}
-	s.running, s.watchman = nil, nil
+	fmt.Fprintln(s.watchman)
+	s.running = nil
 	return err
 }
 
 // Close stops the server and removes its directory.
 func (s *Server) Close() error {
-	return errors.Join(s.Stop(), os.RemoveAll(s.dir))
+	err := errors.Join(s.Stop(), os.RemoveAll(s.dir))
+	if s.watchman != nil {
+		s.watchman.Close()
+	}
+	return err
 }
 
 // Pause freezes the server and all its backends, as a host that hangs would: connections

@@ -126,15 +126,40 @@ func TestWatchman(t *testing.T) {
 	if err := os.Chmod(filepath.Dir(tmp), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestWatchman$")
-	cmd.Env = append(os.Environ(), "PGSERVER_ORPHAN=1", "TMPDIR="+tmp)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	orphan := func() (kill func(), out io.Reader) {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestWatchman$")
+		cmd.Env = append(os.Environ(), "PGSERVER_ORPHAN=1", "TMPDIR="+tmp)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return func() {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}, out
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	files := func(pattern string) []string {
+		found, _ := filepath.Glob(filepath.Join(tmp, pattern)) // fails only on a malformed pattern
+		return found
 	}
+	await := func(what string, done func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(15 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("not within 15 s: %s; there are %v", what, files("*"))
+			}
+		}
+	}
+
+	kill, _ := orphan()
+	await("initdb is at work", func() bool { return len(files("*/data/*")) > 0 })
+	kill()
+	await("initdb's work is removed", func() bool { return len(files("*")) == 0 })
+
+	kill, out := orphan()
 	dsn, err := io.ReadAll(out)
 	if err != nil {
 		t.Fatal(err)
@@ -143,22 +168,8 @@ func TestWatchman(t *testing.T) {
 	if err := db.PingContext(t.Context()); err != nil {
 		t.Fatalf("%s: %v", dsn, err)
 	}
-	cmd.Process.Kill()
-	cmd.Wait()
-	deadline := time.Now().Add(15 * time.Second)
-	for {
-		left, err := os.ReadDir(tmp)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(left) == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the process was killed, and its server's directory is still there: %v", left)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	kill()
+	await("the server's directory is removed", func() bool { return len(files("*")) == 0 })
 	if err := db.PingContext(t.Context()); err == nil {
 		t.Error("the process was killed, and its server still answers")
 	}

@@ -57,27 +57,37 @@ func detach(cmd *exec.Cmd) {
 	cmd.SysProcAttr.Setpgid = true
 }
 
-// watchman starts a process that ends the server and removes its directory when this process
-// has died without closing what is returned. It notices by the end of a pipe, which the
-// kernel closes however a process dies.
-func watchman(pid int, dir string) (io.Closer, error) {
-	const script = `cat
-kill -CONT "$1"; kill -QUIT "$1"
-n=0; while kill -0 "$1" && [ $n -lt 100 ]; do n=$((n+1)); sleep 0.1; done
-rm -rf "$2"`
-	cmd := exec.Command("/bin/sh", "-c", script, "watchman", strconv.Itoa(pid), dir)
+// watchman starts a process that removes the directories when this process has died without
+// closing what is returned, and first ends the process whose number was last written to it, a
+// line each and an empty one for none. It notices by the end of a pipe, which the kernel
+// closes however a process dies.
+func watchman(dirs ...string) (io.WriteCloser, error) {
+	// initdb leaves a child behind, which may still write when rm first tries.
+	const script = `pid=
+while read -r line; do pid=$line; done
+n=0
+if [ -n "$pid" ]; then
+	kill -CONT "$pid"; kill -QUIT "$pid"
+	while kill -0 "$pid" && [ $n -lt 100 ]; do n=$((n+1)); sleep 0.1; done
+fi
+until rm -rf "$@" || [ $n -ge 200 ]; do n=$((n+1)); sleep 0.1; done`
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "watchman"}, dirs...)...)
 	detach(cmd)
-	if _, err := cmd.StdinPipe(); err != nil {
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
 		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	return closer(func() error {
+	return struct {
+		io.Writer
+		io.Closer
+	}{stdin, closer(func() error {
 		cmd.Process.Kill() // before Wait closes the pipe, which it would take for our death
 		cmd.Wait()
 		return nil
-	}), nil
+	})}, nil
 }
 
 type closer func() error
