@@ -1,9 +1,9 @@
 // Package pgserver starts throwaway PostgreSQL servers for the example and the tests.
 //
 // A server lives in a temporary directory of its own, listens on a loopback port and on a
-// Unix socket in that directory, and asks for scram-sha-256 passwords on both. It survives
-// nothing: fsync is off, Close removes it, and if the process that created it dies without
-// closing it, a watchman (on Unix) does so.
+// Unix socket, and asks for scram-sha-256 passwords on both. It survives nothing: fsync is
+// off, Close removes it, and if the process that created it dies without closing it, a
+// watchman (on Unix) does so.
 package pgserver
 
 import (
@@ -91,7 +91,8 @@ type Options struct {
 // Its methods are not for concurrent use, but for DSN and SocketDSN.
 type Server struct {
 	programs string // the directory of initdb and postgres
-	dir      string // everything the server has, sockets included
+	dir      string // everything the server has
+	sockets  string // where its sockets are: dir, unless its path is too long
 	port     int
 	password string            // of the superuser
 	users    map[string]string // not created yet
@@ -100,6 +101,9 @@ type Server struct {
 	exited   chan struct{}  // closed when running has been waited for
 	watchman io.WriteCloser // is to be told what runs
 }
+
+// maxSocketPath is what the path of a Unix socket may have: 103 bytes on macOS, a little more elsewhere.
+const maxSocketPath = 103
 
 // Superuser is the role that owns a server. SuperDSN logs in as it.
 const Superuser = "postgres"
@@ -137,7 +141,13 @@ func Create(ctx context.Context, opts Options) (_ *Server, err error) {
 			s.Close()
 		}
 	}()
-	if s.watchman, err = watchman(s.dir); err != nil {
+	s.sockets = s.dir
+	if len(filepath.Join(s.dir, ".s.PGSQL.65535")) > maxSocketPath {
+		if s.sockets, err = os.MkdirTemp("/tmp", "pg-"); err != nil {
+			return nil, fmt.Errorf("pgserver: %s is too long a path for a Unix socket: %w", s.dir, err)
+		}
+	}
+	if s.watchman, err = watchman(s.dir, s.sockets); err != nil {
 		return nil, fmt.Errorf("pgserver: %w", err)
 	}
 	pwfile := filepath.Join(s.dir, "password")
@@ -146,7 +156,7 @@ func Create(ctx context.Context, opts Options) (_ *Server, err error) {
 	}
 	initdb := s.command(ctx, "initdb", "-D", s.data(), "-U", Superuser, "--pwfile", pwfile,
 		"--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync")
-	if err := runAsOther(initdb, s.dir, pwfile); err != nil {
+	if err := runAsOther(initdb, s.dir, s.sockets, pwfile); err != nil {
 		return nil, fmt.Errorf("pgserver: %w", err)
 	}
 	var out bytes.Buffer
@@ -187,7 +197,7 @@ func (s *Server) Start(ctx context.Context) error {
 	// The server must outlive ctx, which is for starting it.
 	cmd := s.command(context.Background(), "postgres", "-D", s.data(),
 		"-c", "listen_addresses=127.0.0.1", "-c", "port="+strconv.Itoa(s.port),
-		"-c", "unix_socket_directories="+s.socketDir(),
+		"-c", "unix_socket_directories="+s.sockets,
 		"-c", "max_connections=200", "-c", "shared_buffers=32MB",
 		"-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
 		"-c", "wal_level=minimal", "-c", "max_wal_senders=0")
@@ -268,7 +278,7 @@ func (s *Server) Stop() error {
 
 // Close stops the server and removes its directory.
 func (s *Server) Close() error {
-	err := errors.Join(s.Stop(), os.RemoveAll(s.dir))
+	err := errors.Join(s.Stop(), os.RemoveAll(s.dir), os.RemoveAll(s.sockets))
 	if s.watchman != nil {
 		s.watchman.Close()
 	}
@@ -292,7 +302,7 @@ func (s *Server) DSN(user, password string) string {
 
 // SocketDSN is DSN over the Unix socket.
 func (s *Server) SocketDSN(user, password string) string {
-	return s.dsn(s.socketDir(), user, password)
+	return s.dsn(s.sockets, user, password)
 }
 
 // SuperDSN is DSN for the superuser.
@@ -300,8 +310,6 @@ func (s *Server) SuperDSN() string { return s.DSN(Superuser, s.password) }
 
 // SuperSocketDSN is SocketDSN for the superuser.
 func (s *Server) SuperSocketDSN() string { return s.SocketDSN(Superuser, s.password) }
-
-func (s *Server) socketDir() string { return s.dir }
 
 func (s *Server) dsn(host, user, password string) string {
 	quote := strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace

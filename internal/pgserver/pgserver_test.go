@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -108,11 +109,53 @@ func TestPause(t *testing.T) {
 	}
 }
 
+// longTempDir returns a directory that the server's user can enter, and whose path is too long for a Unix socket.
+func longTempDir(t *testing.T) string {
+	t.Helper()
+	tmp := t.TempDir()
+	if err := os.Chmod(filepath.Dir(tmp), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(tmp, strings.Repeat("long", 25))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// gone tells whether the directory of the socket that a connection string names was removed.
+func gone(t *testing.T, dsn string) bool {
+	t.Helper()
+	host := regexp.MustCompile(`host='(/.*?)'`).FindStringSubmatch(dsn)
+	if host == nil {
+		t.Fatalf("no directory in the connection string %s", dsn)
+	}
+	_, err := os.Stat(host[1])
+	return errors.Is(err, os.ErrNotExist)
+}
+
+func TestLongTempDir(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("the place for sockets with a short path is /tmp")
+	}
+	t.Setenv("TMPDIR", longTempDir(t))
+	s := pgserver.ForTest(t, pgserver.Options{})
+	if err := open(t, s.SuperSocketDSN()).PingContext(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if !gone(t, s.SuperSocketDSN()) {
+		t.Error("the server is closed, and the directory of its socket is still there")
+	}
+}
+
 // TestWatchman starts this test binary again as a process that starts a server and is killed.
 func TestWatchman(t *testing.T) {
 	if os.Getenv("PGSERVER_ORPHAN") == "1" {
 		s := pgserver.ForTest(t, pgserver.Options{})
-		os.Stdout.WriteString(s.SuperDSN())
+		os.Stdout.WriteString(s.SuperSocketDSN())
 		os.Stdout.Close()
 		select {}
 	}
@@ -122,10 +165,7 @@ func TestWatchman(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("there is no watchman on Windows")
 	}
-	tmp := t.TempDir()
-	if err := os.Chmod(filepath.Dir(tmp), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	tmp := longTempDir(t)
 	orphan := func() (kill func(), out io.Reader) {
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestWatchman$")
 		cmd.Env = append(os.Environ(), "PGSERVER_ORPHAN=1", "TMPDIR="+tmp)
@@ -169,7 +209,7 @@ func TestWatchman(t *testing.T) {
 		t.Fatalf("%s: %v", dsn, err)
 	}
 	kill()
-	await("the server's directory is removed", func() bool { return len(files("*")) == 0 })
+	await("the server's directories are removed", func() bool { return len(files("*")) == 0 && gone(t, string(dsn)) })
 	if err := db.PingContext(t.Context()); err == nil {
 		t.Error("the process was killed, and its server still answers")
 	}
