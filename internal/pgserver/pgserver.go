@@ -166,6 +166,9 @@ func Create(ctx context.Context, opts Options) (_ *Server, err error) {
 		err = initdb.Wait()
 	}
 	if err != nil {
+		if errors.Is(err, os.ErrPermission) {
+			err = fmt.Errorf("%w: the user it runs as must be able to run it and to enter %s", err, s.dir)
+		}
 		return nil, fmt.Errorf("pgserver: %s: %w\n%s", initdb.Path, cmp.Or(ctx.Err(), err), bytes.TrimSpace(out.Bytes()))
 	}
 	fmt.Fprintln(s.watchman)

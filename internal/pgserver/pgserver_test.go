@@ -151,6 +151,27 @@ func TestLongTempDir(t *testing.T) {
 	}
 }
 
+func TestForbiddenTempDir(t *testing.T) {
+	if _, err := pgserver.Find(); err != nil {
+		pgserver.Missing(t, err)
+	}
+	if os.Getuid() != 0 {
+		t.Skip("only root starts servers as another user, who may be kept out")
+	}
+	tmp := filepath.Join(t.TempDir(), "private")
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", tmp)
+	s, err := pgserver.Create(t.Context(), pgserver.Options{})
+	if err == nil {
+		s.Close()
+	}
+	if want := "to enter " + tmp; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("Create: %v; want an error that says %q", err, want)
+	}
+}
+
 // TestWatchman starts this test binary again as a process that starts a server and is killed.
 func TestWatchman(t *testing.T) {
 	if os.Getenv("PGSERVER_ORPHAN") == "1" {
