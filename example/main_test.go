@@ -359,11 +359,34 @@ func TestTimelineFits(t *testing.T) {
 		users:    []string{firstUser, secondUser},
 		failures: 12,
 	}
+	const logged = valueRefused + "  reason=probe  error_type=*net.OpError  errno=connection refused"
+	var out strings.Builder
+	if (&timeline{out: &out}).log(logged); out.String() != "       log: "+logged+"\n" {
+		t.Errorf("where the output is no terminal, a log line is broken or cut: %q", &out)
+	}
 	for _, bars := range []bool{false, true} {
-		tl := &timeline{bars: bars, full: 200}
-		for _, line := range []string{tl.header(), tl.row(busy), tl.row(row{})} {
-			if n := utf8.RuneCountInString(line); n > 90 {
-				t.Errorf("%d columns, want at most 90: %q", n, line)
+		out.Reset()
+		tl := &timeline{bars: bars, full: 200, out: &out}
+		dsn := "fsnotify://postgres/tmp/hotload-example-4294967295/config.txt?probe=true"
+		tl.intro(&demo{blue: &server{throwaway: &pgserver.Server{}}, green: &server{}}, dsn, options{})
+		tl.intro(&demo{blue: &server{}, green: &server{}}, dsn, options{})
+		tl.intro(&demo{blue: &server{}, green: &server{}, label: label}, dsn, options{config: "config.txt"})
+		for _, s := range steps {
+			tl.heading("1. " + s.title)
+		}
+		tl.println(tl.row(busy))
+		tl.println(tl.row(row{}))
+		if bars {
+			tl.log(logged)
+			words := func(s string) string { return strings.Join(strings.Fields(s), " ") }
+			if !strings.Contains(words(out.String()), words(logged)) {
+				t.Errorf("hotload logged %q, and the timeline does not show it all:\n%s", logged, &out)
+			}
+		}
+		tl.summary(&report{changes: []change{{title: steps[0].title, first: time.Second, left: time.Second}}})
+		for line := range strings.Lines(out.String()) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > columns {
+				t.Errorf("%d columns, want at most %d: %q", n, columns, line)
 			}
 		}
 	}

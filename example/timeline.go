@@ -9,11 +9,13 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 const (
 	rowEvery = 100 * time.Millisecond
-	barWidth = 18
+	columns  = 80 // of a terminal
+	barWidth = 17 // leaves room for two users
 )
 
 // A timeline draws a row every rowEvery, and between them what happens. On a terminal it has
@@ -79,12 +81,26 @@ func (t *timeline) mark(text string) {
 	t.println(t.paint(yellow, "       ── "+text))
 }
 
-// log tells what hotload has logged.
+// log tells what hotload has logged, on a terminal in as many lines as it takes.
 func (t *timeline) log(line string) {
-	if runes := []rune(line); len(runes) > 77 {
-		line = string(runes[:76]) + "…"
+	const label = "       log: "
+	if t.bars {
+		line = strings.Join(wrap(line, columns-len(label)), "\n"+strings.Repeat(" ", len(label)))
 	}
-	t.println(t.paint(dim, "       log: "+line))
+	t.println(t.paint(dim, label+line))
+}
+
+// wrap breaks a text between words into lines of at most width, or of one word that is longer.
+func wrap(text string, width int) (lines []string) {
+	line := ""
+	for word := range strings.SplitAfterSeq(text, " ") {
+		if line != "" && utf8.RuneCountInString(strings.TrimRight(line+word, " ")) > width {
+			lines = append(lines, strings.TrimRight(line, " "))
+			line = ""
+		}
+		line += word
+	}
+	return append(lines, line)
 }
 
 func (t *timeline) header() string {
@@ -181,11 +197,11 @@ func (t *timeline) intro(d *demo, dsn string, opts options) {
 	t.println(t.paint(bold, "A live pool moves between two PostgreSQL servers.") + "\n")
 	t.println(fmt.Sprintf("  %s   %s\n  %s  %s", t.paint(colourOf["blue"], "blue"), d.blue.address,
 		t.paint(colourOf["green"], "green"), d.green.address))
-	t.println(fmt.Sprintf("  pool   sql.Open(\"hotload\",\n             %q)", dsn))
+	t.println(fmt.Sprintf("  pool   sql.Open(\"hotload\",\n    %q)", dsn))
 	t.println(fmt.Sprintf("  load   %d workers: inserts, queries, transactions, prepared statements;", opts.workers))
 	t.println(fmt.Sprintf("         one transaction after another that takes %v", longTx))
 	if opts.config == "" && d.blue.throwaway == nil {
-		t.println("  left out on servers of your own: what makes and drops users, and stops a server")
+		t.println("  left out on your own servers: what makes and drops users, and stops a server")
 	}
 	if opts.config != "" {
 		t.println("\nEdit the file while this runs, as you like:")
