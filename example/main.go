@@ -92,7 +92,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (status i
 		fmt.Fprintf(stderr, "example: %v\n", err)
 		return 2
 	case ctx.Err() != nil && (r == nil || opts.config == ""):
-		fmt.Fprintln(stderr, "example: interrupted; the servers are stopped and their directories removed")
+		message := "example: interrupted"
+		if opts.blue == "" {
+			message += "; the servers are stopped and their directories removed"
+		}
+		fmt.Fprintln(stderr, message)
 		return 130
 	case err != nil:
 		fmt.Fprintf(stderr, "example: %v\n", err)

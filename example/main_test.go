@@ -174,7 +174,8 @@ func TestOwnServers(t *testing.T) {
 	u := url.URL{Scheme: "postgres", User: url.UserPassword(user, password), Path: "postgres", RawQuery: "sslmode=disable",
 		Host: "127.0.0.1:" + portOf(t, green.DSN(user, password))}
 	var out, errOut bytes.Buffer
-	status := run(t.Context(), []string{"-duration", "2s", "-blue", blue.DSN(user, password), "-green", u.String()}, &out, &errOut)
+	args := []string{"-duration", "2s", "-blue", blue.DSN(user, password), "-green", u.String()}
+	status := run(t.Context(), args, &out, &errOut)
 	if status != 0 {
 		t.Fatalf("exit status %d\n%s\n%s", status, &errOut, &out)
 	}
@@ -190,6 +191,14 @@ func TestOwnServers(t *testing.T) {
 	}
 	if text := out.String(); strings.Contains(text, "p@ss") || strings.Contains(text, "p%40ss") {
 		t.Error("a person's password is on the timeline")
+	}
+
+	ctx, interrupt := context.WithCancel(t.Context())
+	interrupt()
+	errOut.Reset()
+	status = run(ctx, args, &out, &errOut)
+	if got, want := errOut.String(), "example: interrupted\n"; status != 130 || got != want {
+		t.Errorf("interrupted: exit status %d and %q, want 130 and %q", status, got, want)
 	}
 }
 
