@@ -55,6 +55,10 @@ type options struct {
 	workers     int
 }
 
+// maxWorkers is for throwaway servers, which take 200 connections: in a change of users each
+// worker may have a connection that is being closed beside its new one.
+const maxWorkers = 90
+
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) (status int) {
 	var opts options
 	flags := flag.NewFlagSet("example", flag.ContinueOnError)
@@ -83,6 +87,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (status i
 		return 2
 	case opts.workers < 1 || opts.duration < 0:
 		fmt.Fprintln(stderr, "example: -workers must be at least 1, and -duration not negative")
+		return 2
+	case opts.workers > maxWorkers && opts.blue == "":
+		fmt.Fprintf(stderr, "example: -workers is %d, want at most %d on throwaway servers\n", opts.workers, maxWorkers)
 		return 2
 	}
 

@@ -323,6 +323,7 @@ func TestExitStatus(t *testing.T) {
 		{name: "argument", args: []string{"blue"}, status: 2, says: []string{`"blue"`}},
 		{name: "one server", args: []string{"-blue", nobody}, status: 2, says: []string{"-green"}},
 		{name: "no workers", args: []string{"-workers", "0"}, status: 2, says: []string{"-workers"}},
+		{name: "more workers than connections", args: []string{"-workers", "250"}, status: 2, says: []string{"250", "at most 90"}},
 		{name: "no PostgreSQL", hidden: true, status: 2,
 			says: []string{"initdb", "PATH", "/nowhere/*/bin", "apt-get install -y postgresql", "your package manager's postgresql"}},
 		{name: "own servers need no programs", args: []string{"-blue", nobody, "-green", nobody}, hidden: true,
