@@ -35,6 +35,7 @@ import (
 	_ "github.com/infobloxopen/hotload/fsnotify"
 	"github.com/infobloxopen/hotload/internal/pgserver"
 	"github.com/lib/pq"
+	"github.com/lib/pq/pqerror"
 )
 
 // The whole of what a program has to say to hotload. The rest is sql.Open, in play.
@@ -144,7 +145,9 @@ func story(ctx context.Context, opts options, out io.Writer) (*report, error) {
 		return nil, err
 	}
 	for _, s := range []*server{blue, green} {
-		if err := s.createTable(ctx, label); err != nil {
+		if err := s.createTable(ctx, label); pq.As(err, pqerror.DuplicateTable) != nil {
+			return nil, errors.New("-blue and -green lead to the same database, want two")
+		} else if err != nil {
 			return nil, err
 		}
 		defer s.dropTable(label)

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/url"
 	"os"
@@ -165,21 +166,29 @@ func TestReconcile(t *testing.T) {
 	}
 }
 
+// TestOwnServers has two databases on one server, which is all that a person may have.
 func TestOwnServers(t *testing.T) {
 	const user, password = "me", "my p@ss'word"
-	own := func() *pgserver.Server {
-		return pgserver.ForTest(t, pgserver.Options{Users: map[string]string{user: password}})
+	own := pgserver.ForTest(t, pgserver.Options{Users: map[string]string{user: password}})
+	blue := own.DSN(user, password)
+	s, err := ownServer(t.Context(), "blue", own.SuperDSN(), label)
+	if err != nil {
+		t.Fatal(err)
 	}
-	blue, green := own(), own()
-	u := url.URL{Scheme: "postgres", User: url.UserPassword(user, password), Path: "postgres", RawQuery: "sslmode=disable",
-		Host: "127.0.0.1:" + portOf(t, green.DSN(user, password))}
+	defer s.close()
+	if _, err := s.admin.ExecContext(t.Context(), "CREATE DATABASE other OWNER "+user); err != nil {
+		t.Fatal(err)
+	}
+	u := url.URL{Scheme: "postgres", User: url.UserPassword(user, password), Path: "other", RawQuery: "sslmode=disable",
+		Host: fmt.Sprintf("127.0.0.1:%d", own.Port())}
+	green := u.String()
 	var out, errOut bytes.Buffer
-	args := []string{"-duration", "2s", "-blue", blue.DSN(user, password), "-green", u.String()}
+	args := []string{"-duration", "2s", "-blue", blue, "-green", green}
 	status := run(t.Context(), args, &out, &errOut)
 	if status != 0 {
 		t.Fatalf("exit status %d\n%s\n%s", status, &errOut, &out)
 	}
-	for _, dsn := range []string{blue.SuperDSN(), green.SuperDSN()} {
+	for _, dsn := range []string{blue, green} {
 		s, err := ownServer(t.Context(), "blue", dsn, label)
 		if err != nil {
 			t.Fatal(err)
@@ -193,6 +202,12 @@ func TestOwnServers(t *testing.T) {
 		t.Error("a person's password is on the timeline")
 	}
 
+	errOut.Reset()
+	status = run(t.Context(), []string{"-blue", green, "-green", green}, &out, &errOut)
+	if want := "same database"; status != 1 || !strings.Contains(errOut.String(), want) {
+		t.Errorf("green and green: exit status %d and %q, want 1 and %q", status, &errOut, want)
+	}
+
 	ctx, interrupt := context.WithCancel(t.Context())
 	interrupt()
 	errOut.Reset()
@@ -200,17 +215,6 @@ func TestOwnServers(t *testing.T) {
 	if got, want := errOut.String(), "example: interrupted\n"; status != 130 || got != want {
 		t.Errorf("interrupted: exit status %d and %q, want 130 and %q", status, got, want)
 	}
-}
-
-func portOf(t *testing.T, dsn string) string {
-	t.Helper()
-	for field := range strings.FieldsSeq(dsn) {
-		if port, ok := strings.CutPrefix(field, "port="); ok {
-			return port
-		}
-	}
-	t.Fatal("a connection string without a port")
-	return ""
 }
 
 // TestConfig is a person who pastes the first command that the example shows, then interrupts.

@@ -115,10 +115,10 @@ func (s *server) rows(ctx context.Context, table string) (map[int64]int, error) 
 	return found, rows.Err()
 }
 
-// connections counts the pool's connections as the server sees them: all, or those of one user.
+// connections counts the pool's connections to the database as the server sees them: all, or those of one user.
 func (s *server) connections(ctx context.Context, application, user string) (n int, err error) {
 	err = s.admin.QueryRowContext(ctx, `SELECT count(*) FROM pg_stat_activity
-		WHERE application_name = $1 AND ($2 = '' OR usename = $2)`, application, user).Scan(&n)
+		WHERE datname = current_database() AND application_name = $1 AND ($2 = '' OR usename = $2)`, application, user).Scan(&n)
 	return n, err
 }
 
