@@ -161,7 +161,7 @@ func (t *timeline) follow(d *demo) (stop func()) {
 		for {
 			select {
 			case <-tick.C:
-				t.println(t.row(d.sample(ctx)))
+				t.println(t.row(d.sample()))
 			case <-ctx.Done():
 				return
 			}
@@ -173,8 +173,8 @@ func (t *timeline) follow(d *demo) (stop func()) {
 	}
 }
 
-func (d *demo) sample(ctx context.Context) row {
-	ctx, cancel := context.WithTimeout(ctx, rowEvery)
+func (d *demo) sample() row {
+	ctx, cancel := context.WithTimeout(context.Background(), rowEvery)
 	defer cancel()
 	r := row{at: time.Since(d.timeline.begin), ops: map[string]int{}, open: map[string]int{}}
 	succeeded, failed := d.load.sinceLastRow()
