@@ -210,7 +210,7 @@ func (t *timeline) intro(d *demo, dsn string, opts options) {
 				t.println(fmt.Sprintf("\n  # %s\n  echo \"%s\" > '%s.new' && mv '%[3]s.new' '%[3]s'", s.name, s.value, d.file))
 			}
 		} else {
-			t.println("connections are counted by application_name=" + d.label)
+			t.println("connections are counted, here and in the summary, if what you write has\napplication_name=" + d.label)
 		}
 		t.println("\nCtrl-C ends it.")
 	}
