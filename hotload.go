@@ -1171,17 +1171,19 @@ type serverConn struct {
 	validator driver.Validator
 	checker   driver.NamedValueChecker
 
-	held  *heldCtx    // of ResetSession; used by the owner alone
-	stmts []*prepared // open; used by the owner alone
-	outs  []int       // slots of the contexts of Execs with sql.Out, which may be cursors; used by the owner alone
+	// Used by the owner alone.
+	stmts []*prepared // open
+	outs  []int       // slots of the contexts of Execs that may have set a cursor
+	reset *resetCtx   // for ResetSession; nil if there is no resetter
+
 	// endCall ends the context of the call in progress, if it has one. The owner
 	// sets it before the state is calling; who makes that killing reads it.
 	endCall context.CancelCauseFunc
 
 	cancel  context.CancelFunc        // ends the dial's context, which the driver may hold on to
-	closing atomic.Pointer[time.Time] // when that was begun; nil if it was not
+	closing atomic.Pointer[time.Time] // when its closing was begun, if it was
 	shut    atomic.Bool               // ci.Close has been called
-	done    chan struct{}             // closed when it has returned
+	done    chan struct{}             // closed when that has returned
 	err     error                     // what it returned; published by done
 
 	mu      sync.Mutex                // guards the following fields
@@ -1198,7 +1200,7 @@ func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *se
 		s.busy = calling
 	}
 	if s.resetter, _ = ci.(driver.SessionResetter); s.resetter != nil {
-		s.held = &heldCtx{gen: g}
+		s.reset = &resetCtx{gen: g}
 	}
 	s.validator, _ = ci.(driver.Validator)
 	s.checker, _ = ci.(driver.NamedValueChecker)
@@ -1462,12 +1464,12 @@ func (p *conn) ResetSession(ctx context.Context) error {
 	}
 	var err error
 	if s.resetter != nil {
-		h := s.held
-		h.Context = ctx
-		err = s.resetter.ResetSession(h)
-		if ended := h.ended.Load(); ended != nil {
-			ended.end()
-			s.held = &heldCtx{gen: s.gen} // the driver may know that one still
+		reset := s.reset
+		reset.Context = ctx
+		err = s.resetter.ResetSession(reset)
+		if asked := reset.asked.Load(); asked != nil {
+			asked.cancel()
+			s.reset = &resetCtx{gen: s.gen} // the driver may know that one still
 		}
 	}
 	if !s.release() {
@@ -1476,42 +1478,42 @@ func (p *conn) ResetSession(ctx context.Context) error {
 	return err
 }
 
-// A heldCtx is a caller's context for a call on a connection that is held. It
-// ends, too, when the generation is superseded: nothing would be lost, and the
-// server that the driver asks may be the one that died. Most drivers do not ask
-// a server, and so nothing is made before Done is called.
-type heldCtx struct {
+// A resetCtx is the caller's context for a ResetSession. It ends, too, when the
+// generation is superseded: nothing would be lost, and the server that the
+// driver asks may be the one that died. Most drivers do not ask a server, and
+// so nothing is made before Done is called.
+type resetCtx struct {
 	context.Context
 	gen   *generation
-	ended atomic.Pointer[endedCtx]
+	asked atomic.Pointer[askedCtx]
 }
 
-// An endedCtx is what the Done and the Err of a heldCtx are.
-type endedCtx struct {
+// An askedCtx has the Done and the Err of a resetCtx.
+type askedCtx struct {
 	context.Context
-	end func()
+	cancel func()
 }
 
-func (h *heldCtx) Done() <-chan struct{} {
-	if h.ended.Load() == nil {
-		ctx, cancel := context.WithCancel(h.Context)
-		stop := context.AfterFunc(h.gen.ctx, cancel)
-		ended := &endedCtx{ctx, func() { stop(); cancel() }}
-		if !h.ended.CompareAndSwap(nil, ended) {
-			ended.end()
+func (c *resetCtx) Done() <-chan struct{} {
+	if c.asked.Load() == nil {
+		ctx, cancel := context.WithCancel(c.Context)
+		stop := context.AfterFunc(c.gen.ctx, cancel)
+		asked := &askedCtx{ctx, func() { stop(); cancel() }}
+		if !c.asked.CompareAndSwap(nil, asked) {
+			asked.cancel()
 		}
 	}
-	return h.ended.Load().Done()
+	return c.asked.Load().Done()
 }
 
-func (h *heldCtx) Err() error {
-	if ended := h.ended.Load(); ended != nil {
-		return ended.Err()
+func (c *resetCtx) Err() error {
+	if asked := c.asked.Load(); asked != nil {
+		return asked.Err()
 	}
-	if err := h.Context.Err(); err != nil {
+	if err := c.Context.Err(); err != nil {
 		return err
 	}
-	return h.gen.ctx.Err()
+	return c.gen.ctx.Err()
 }
 
 // park parks the server connection of a proxy that is returned to the pool and
@@ -1532,8 +1534,12 @@ func (p *conn) IsValid() bool {
 		p.park()
 		return true
 	}
+	// The pool keeps no caller's context.
+	if s.reset != nil {
+		s.reset.Context = context.Background()
+	}
 	if s.forced {
-		s.endCall = noContext // keep no caller's context in the pool
+		s.endCall = noContext
 		for _, slot := range s.outs {
 			s.drop(slot)
 		}
