@@ -1173,12 +1173,12 @@ type serverConn struct {
 
 	// Used by the owner alone.
 	stmts []*prepared // open
-	outs  []int       // slots of the contexts of Execs that may have set a cursor
-	reset *resetCtx   // for ResetSession; nil if there is no resetter
+	outs  []*callCtx  // kept, of Execs that may have set a cursor
+	reset *callCtx    // for ResetSession; nil if there is no resetter
 
-	// endCall ends the context of the call in progress, if it has one. The owner
-	// sets it before the state is calling; who makes that killing reads it.
-	endCall context.CancelCauseFunc
+	// call is the context of the call in progress, if it has one. The owner sets
+	// it before the state is calling; who makes that killing reads it.
+	call *callCtx
 
 	cancel  context.CancelFunc        // ends the dial's context, which the driver may hold on to
 	closing atomic.Pointer[time.Time] // when its closing was begun, if it was
@@ -1186,21 +1186,17 @@ type serverConn struct {
 	done    chan struct{}             // closed when that has returned
 	err     error                     // what it returned; published by done
 
-	mu      sync.Mutex                // guards the following fields
-	cancels []context.CancelCauseFunc // of contexts that outlive their call; nil where free
-	free    []int                     // indices in cancels
+	mu   sync.Mutex // guards kept, and the index of those in it
+	kept []*callCtx // those that outlive their call
 }
 
-// noContext stands for endCall where no context is.
-func noContext(error) {}
-
 func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *serverConn {
-	s := &serverConn{gen: g, ci: ci, forced: g.c.forceKill, busy: inUse, endCall: noContext, cancel: cancel, done: make(chan struct{})}
+	s := &serverConn{gen: g, ci: ci, forced: g.c.forceKill, busy: inUse, cancel: cancel, done: make(chan struct{})}
 	if s.forced {
 		s.busy = calling
 	}
 	if s.resetter, _ = ci.(driver.SessionResetter); s.resetter != nil {
-		s.reset = &resetCtx{gen: g}
+		s.reset = &callCtx{gen: g.ctx}
 	}
 	s.validator, _ = ci.(driver.Validator)
 	s.checker, _ = ci.(driver.NamedValueChecker)
@@ -1285,7 +1281,7 @@ func (s *serverConn) closeConn() {
 	s.err = s.ci.Close()
 	s.cancel()
 	if s.forced {
-		s.cancelAll(nil)
+		s.endKept(nil)
 	}
 	close(s.done)
 	s.gen.c.removeOrphan(s)
@@ -1467,53 +1463,14 @@ func (p *conn) ResetSession(ctx context.Context) error {
 		reset := s.reset
 		reset.Context = ctx
 		err = s.resetter.ResetSession(reset)
-		if asked := reset.asked.Load(); asked != nil {
-			asked.cancel()
-			s.reset = &resetCtx{gen: s.gen} // the driver may know that one still
+		if reset.end(nil) {
+			s.reset = &callCtx{gen: s.gen.ctx} // the driver may know that one still
 		}
 	}
 	if !s.release() {
 		return nil
 	}
 	return err
-}
-
-// A resetCtx is the caller's context for a ResetSession. It ends, too, when the
-// generation is superseded: nothing would be lost, and the server that the
-// driver asks may be the one that died. Most drivers do not ask a server, and
-// so nothing is made before Done is called.
-type resetCtx struct {
-	context.Context
-	gen   *generation
-	asked atomic.Pointer[askedCtx]
-}
-
-// An askedCtx has the Done and the Err of a resetCtx.
-type askedCtx struct {
-	context.Context
-	cancel func()
-}
-
-func (c *resetCtx) Done() <-chan struct{} {
-	if c.asked.Load() == nil {
-		ctx, cancel := context.WithCancel(c.Context)
-		stop := context.AfterFunc(c.gen.ctx, cancel)
-		asked := &askedCtx{ctx, func() { stop(); cancel() }}
-		if !c.asked.CompareAndSwap(nil, asked) {
-			asked.cancel()
-		}
-	}
-	return c.asked.Load().Done()
-}
-
-func (c *resetCtx) Err() error {
-	if asked := c.asked.Load(); asked != nil {
-		return asked.Err()
-	}
-	if err := c.Context.Err(); err != nil {
-		return err
-	}
-	return c.gen.ctx.Err()
 }
 
 // park parks the server connection of a proxy that is returned to the pool and
@@ -1539,9 +1496,9 @@ func (p *conn) IsValid() bool {
 		s.reset.Context = context.Background()
 	}
 	if s.forced {
-		s.endCall = noContext
-		for _, slot := range s.outs {
-			s.drop(slot)
+		s.call = nil
+		for _, ctx := range s.outs {
+			s.drop(ctx)
 		}
 		s.outs = nil
 	}
@@ -1691,7 +1648,7 @@ func (p *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 	if err := st.prepare(ctx, s); err != nil {
 		return nil, s.end(err)
 	}
-	st.slot = s.keep(s.endCall)
+	st.ctx = s.keep(s.call)
 	s.leave(nil)
 	if _, ok := st.si.(driver.ColumnConverter); ok {
 		return &columnStmt{st}, nil
@@ -1739,12 +1696,12 @@ type prepared struct {
 	exec    driver.StmtExecContext // si, or what has it do so
 	query   driver.StmtQueryContext
 	checker driver.NamedValueChecker // si, or the connection, or nil
-	slot    int                      // of the context that it was prepared with
+	ctx     *callCtx                 // kept, that it was prepared with; nil without forceKill
 	index   int                      // in s.stmts
 }
 
-func newPrepared(s *serverConn, si driver.Stmt, slot int) *prepared {
-	st := &prepared{s: s, si: si, slot: slot, index: len(s.stmts)}
+func newPrepared(s *serverConn, si driver.Stmt) *prepared {
+	st := &prepared{s: s, si: si, index: len(s.stmts)}
 	var ok bool
 	if st.exec, ok = si.(driver.StmtExecContext); !ok {
 		st.exec = plainStmt{si}
@@ -1774,7 +1731,7 @@ func (st *stmt) prepare(ctx context.Context, s *serverConn) error {
 	if err != nil {
 		return err
 	}
-	st.prepared = newPrepared(s, si, -1)
+	st.prepared = newPrepared(s, si)
 	s.stmts = append(s.stmts, st.prepared)
 	return nil
 }
@@ -1806,7 +1763,7 @@ func (st *stmt) close() error {
 	open[last] = nil
 	st.s.stmts = open[:last]
 	st.index = -1
-	defer st.s.drop(st.slot)
+	defer st.s.drop(st.ctx)
 	return st.si.Close()
 }
 
@@ -1913,16 +1870,15 @@ func (st *stmt) prepareAgain(caller context.Context, s *serverConn) error {
 	if !s.forced {
 		return st.prepare(caller, s)
 	}
-	ctx, cancel := context.WithCancelCause(caller)
-	slot := s.keep(cancel)
+	ctx := s.keep(&callCtx{Context: caller})
 	if s.state.Load() != calling {
-		cancel(ErrKilled) // killed before the context could be found
+		ctx.end(ErrKilled) // killed before it was kept
 	}
 	if err := st.prepare(ctx, s); err != nil {
-		s.drop(slot)
+		s.drop(ctx)
 		return err
 	}
-	st.slot = slot
+	st.ctx = ctx
 	return nil
 }
 
@@ -1952,13 +1908,11 @@ func (s *serverConn) beginForced(caller context.Context) (*serverConn, context.C
 	if s.state.Load() != inUse {
 		return nil, nil, ErrKilled
 	}
-	ctx, cancel := context.WithCancelCause(caller)
-	s.endCall = cancel
+	s.call = &callCtx{Context: caller}
 	if !s.enter() {
-		cancel(nil)
 		return nil, nil, ErrKilled
 	}
-	return s, ctx, nil
+	return s, s.call, nil
 }
 
 // end ends a call, and its context.
@@ -1970,9 +1924,9 @@ func (s *serverConn) end(err error) error {
 }
 
 func (s *serverConn) endForced(err error) error {
-	end := s.endCall
+	ctx := s.call
 	err = s.leave(err)
-	end(nil)
+	ctx.end(nil)
 	return err
 }
 
@@ -1984,40 +1938,113 @@ func (s *serverConn) endExec(err error, args []driver.NamedValue) error {
 	}
 	for i := range args {
 		if _, out := args[i].Value.(sql.Out); out && err == nil {
-			s.outs = append(s.outs, s.keep(s.endCall))
+			s.outs = append(s.outs, s.keep(s.call))
 			return s.leave(nil)
 		}
 	}
 	return s.endForced(err)
 }
 
-// keep lets a context outlive its call, until it is dropped.
-func (s *serverConn) keep(cancel context.CancelCauseFunc) (slot int) {
-	if !s.forced {
-		return -1
+// keep lets a context outlive its call, until it is dropped. There is none
+// without forceKill.
+func (s *serverConn) keep(ctx *callCtx) *callCtx {
+	if ctx != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		ctx.index = len(s.kept)
+		s.kept = append(s.kept, ctx)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if last := len(s.free) - 1; last >= 0 {
-		slot, s.free = s.free[last], s.free[:last]
-		s.cancels[slot] = cancel
-		return slot
-	}
-	s.cancels = append(s.cancels, cancel)
-	return len(s.cancels) - 1
+	return ctx
 }
 
-// drop ends a context that was kept.
-func (s *serverConn) drop(slot int) {
-	if slot < 0 {
+// drop ends a context that was kept, if there is one.
+func (s *serverConn) drop(ctx *callCtx) {
+	if ctx == nil {
 		return
 	}
 	s.mu.Lock()
-	cancel := s.cancels[slot]
-	s.cancels[slot] = nil
-	s.free = append(s.free, slot)
+	last := len(s.kept) - 1
+	s.kept[ctx.index], s.kept[last].index = s.kept[last], ctx.index
+	s.kept[last] = nil
+	s.kept = s.kept[:last]
 	s.mu.Unlock()
-	cancel(nil)
+	ctx.end(nil)
+}
+
+// endKept ends the contexts that outlive their call.
+func (s *serverConn) endKept(cause error) {
+	s.mu.Lock()
+	kept := slices.Clone(s.kept)
+	s.mu.Unlock()
+	for _, ctx := range kept {
+		ctx.end(cause)
+	}
+}
+
+// A callCtx is a caller's context for a call of the driver, which hotload can
+// end. It is what context.WithCancelCause makes of that, but makes it only when
+// the driver asks for Done, or when it is killed: most calls do not come to that.
+type callCtx struct {
+	context.Context                 // the caller's
+	gen             context.Context // ends it too, unless nil
+	made            atomic.Pointer[madeCtx]
+	index           int // in serverConn.kept
+}
+
+type madeCtx struct {
+	context.Context
+	cancel context.CancelCauseFunc
+}
+
+func (c *callCtx) make() *madeCtx {
+	if c.made.Load() == nil {
+		ctx, cancel := context.WithCancelCause(c.Context)
+		m := &madeCtx{ctx, cancel}
+		if c.gen != nil {
+			stop := context.AfterFunc(c.gen, func() { cancel(nil) })
+			m.cancel = func(cause error) {
+				stop()
+				cancel(cause)
+			}
+		}
+		if !c.made.CompareAndSwap(nil, m) {
+			m.cancel(nil)
+		}
+	}
+	return c.made.Load()
+}
+
+// end reports whether there was anything to end.
+func (c *callCtx) end(cause error) bool {
+	m := c.made.Load()
+	if m == nil && cause != nil {
+		m = c.make()
+	}
+	if m != nil {
+		m.cancel(cause)
+	}
+	return m != nil
+}
+
+func (c *callCtx) Done() <-chan struct{} { return c.make().Done() }
+
+func (c *callCtx) Err() error {
+	if m := c.made.Load(); m != nil {
+		return m.Err()
+	}
+	if c.gen != nil && c.gen.Err() != nil {
+		return c.gen.Err()
+	}
+	return c.Context.Err()
+}
+
+// Value makes package context take a callCtx for one of its own, where that is
+// what it asks.
+func (c *callCtx) Value(key any) any {
+	if m := c.made.Load(); m != nil {
+		return m.Value(key)
+	}
+	return c.Context.Value(key)
 }
 
 // tx ends a call that returned a transaction.
@@ -2025,9 +2052,9 @@ func (s *serverConn) tx(t driver.Tx) driver.Tx {
 	if !s.forced {
 		return t
 	}
-	slot := s.keep(s.endCall)
+	ctx := s.keep(s.call)
 	s.leave(nil)
-	return &tx{s, slot, t}
+	return &tx{s, ctx, t}
 }
 
 // rows ends a call that returned rows, or failed.
@@ -2038,9 +2065,9 @@ func (s *serverConn) rows(r driver.Rows, err error) (driver.Rows, error) {
 	if !s.forced {
 		return r, nil
 	}
-	slot := s.keep(s.endCall)
+	ctx := s.keep(s.call)
 	s.leave(nil)
-	return wrapRows(&rows{Rows: r, s: s, slot: slot}), nil
+	return wrapRows(&rows{Rows: r, s: s, ctx: ctx}), nil
 }
 
 // enter begins a call of the driver. It reports false if the connection was
@@ -2081,14 +2108,16 @@ func (s *serverConn) kill() bool {
 		switch s.state.Load() {
 		case inUse:
 			if s.state.CompareAndSwap(inUse, killed) {
-				s.cancelAll(ErrKilled)
+				s.endKept(ErrKilled)
 				s.close()
 				return true
 			}
 		case calling:
 			if s.state.CompareAndSwap(calling, killing) {
-				s.endCall(ErrKilled)
-				s.cancelAll(ErrKilled)
+				if s.call != nil {
+					s.call.end(ErrKilled)
+				}
+				s.endKept(ErrKilled)
 				time.AfterFunc(patience, func() {
 					// Not its statements: the call in progress holds up their Close.
 					if now := time.Now(); s.state.CompareAndSwap(killing, killed) && s.closing.CompareAndSwap(nil, &now) {
@@ -2099,18 +2128,6 @@ func (s *serverConn) kill() bool {
 			}
 		default:
 			return false
-		}
-	}
-}
-
-// cancelAll ends the contexts that the driver holds.
-func (s *serverConn) cancelAll(cause error) {
-	s.mu.Lock()
-	cancels := slices.Clone(s.cancels)
-	s.mu.Unlock()
-	for _, cancel := range cancels {
-		if cancel != nil {
-			cancel(cause)
 		}
 	}
 }
@@ -2170,9 +2187,9 @@ func (e *killedError) As(target any) bool   { return errors.As(e.err, target) }
 
 // A tx is a transaction that can be killed.
 type tx struct {
-	s    *serverConn
-	slot int
-	tx   driver.Tx
+	s   *serverConn
+	ctx *callCtx // kept
+	tx  driver.Tx
 }
 
 func (t *tx) Commit() error {
@@ -2199,8 +2216,8 @@ func (t *tx) end(err error) error {
 // drop ends the context, once: who has the transaction from a Raw callback may
 // end it twice, and by then the slot may be another's.
 func (t *tx) drop() {
-	t.s.drop(t.slot)
-	t.slot = -1
+	t.s.drop(t.ctx)
+	t.ctx = nil
 }
 
 // A rows is rows that can be killed. Where the driver's lack an optional
@@ -2208,7 +2225,7 @@ func (t *tx) drop() {
 type rows struct {
 	driver.Rows
 	s       *serverConn
-	slot    int
+	ctx     *callCtx // kept; nil of a cursor within rows
 	columns []string // of the result set
 	more    bool     // another result set follows: database/sql asks when Next has said io.EOF
 }
@@ -2236,7 +2253,7 @@ func (r *rows) Columns() []string {
 }
 
 func (r *rows) Close() error {
-	defer func() { r.s.drop(r.slot); r.slot = -1 }()
+	defer func() { r.s.drop(r.ctx); r.ctx = nil }()
 	if !r.s.enter() {
 		return ErrKilled
 	}
@@ -2251,7 +2268,7 @@ func (r *rows) Next(dest []driver.Value) error {
 	if err == nil {
 		for i, v := range dest {
 			if cursor, ok := v.(driver.Rows); ok { // sql.Rows.Scan makes it a sql.Rows
-				dest[i] = wrapRows(&rows{Rows: cursor, s: r.s, slot: -1})
+				dest[i] = wrapRows(&rows{Rows: cursor, s: r.s})
 			}
 		}
 	}

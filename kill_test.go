@@ -372,75 +372,6 @@ func TestKillPassesContextOn(t *testing.T) {
 	}
 }
 
-// A trapCtx is a context that runs a function when its Done is called and the
-// countdown ends. Hotload calls it when it derives a context, before a kill
-// could find that one.
-type trapCtx struct {
-	context.Context
-	countdown *atomic.Int32
-	f         func()
-}
-
-func (c trapCtx) Done() <-chan struct{} {
-	if c.countdown.Add(-1) == 0 {
-		c.f()
-	}
-	return c.Context.Done()
-}
-
-// TestKillBeforeContext: what is killed before its context can be found is not
-// sent, or begins with one that has ended.
-func TestKillBeforeContext(t *testing.T) {
-	for _, test := range []struct {
-		name  string
-		done  int32 // at which call of Done the kill comes; package context makes two to derive one
-		run   func(ctx context.Context, db *sql.DB, stmt *sql.Stmt) error
-		calls string // of the driver since
-	}{
-		{"operation", 1, func(ctx context.Context, db *sql.DB, _ *sql.Stmt) error {
-			_, err := db.ExecContext(ctx, "insert")
-			return err
-		}, "[]"},
-		{"statement that is prepared again", 3, func(ctx context.Context, _ *sql.DB, stmt *sql.Stmt) error {
-			_, err := stmt.ExecContext(ctx)
-			return err
-		}, "[Prepare insert: " + hotload.ErrKilled.Error() + "]"},
-	} {
-		bubble(t, test.name, func(t *testing.T) {
-			f, src := newFake(t), newSource("1")
-			var countdown atomic.Int32
-			var calls []string
-			trapped := false
-			f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
-				switch {
-				case c.value == "2" && call == "ResetSession": // the last call before
-					countdown.Store(test.done)
-				case c.value == "2" && trapped:
-					calls = append(calls, fmt.Sprint(call, ": ", context.Cause(ctx)))
-				}
-				return nil
-			}
-			db := open(t, ctxFake{f}, src, "forceKill=true")
-			stmt, err := db.Prepare("insert")
-			must(t, "Prepare", err)
-			defer stmt.Close()
-			src.set("2")
-			want(t, "value that the pool goes on with", ask(t, db), "2")
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			err = test.run(trapCtx{ctx, &countdown, func() {
-				trapped = true
-				src.set("3")
-			}}, db, stmt)
-			mustBeKilled(t, "the operation", err)
-			want(t, "calls of the driver after the kill", fmt.Sprint(calls), test.calls)
-			synctest.Wait()
-			want(t, "connections on the old value", f.liveOn("2"), 0)
-			want(t, "value that the pool goes on with", ask(t, db), "3")
-		})
-	}
-}
-
 // TestKillContextsEnd checks that no context outlives what it was made for,
 // and that it lasts until a transaction or rows have ended.
 func TestKillContextsEnd(t *testing.T) {
@@ -459,6 +390,7 @@ func TestKillContextsEnd(t *testing.T) {
 			closing[call] = ctxs["Begin"].Err()
 		}
 		ctxs[call] = ctx
+		ctx.Done() // as a driver does that heeds it
 		return nil
 	}
 	db := open(t, ctxFake{f}, src, "forceKill=true")

@@ -48,7 +48,7 @@ func (r scannerRows) ScanColumn(scanCtx driver.ScanContext, index int, dest any)
 		return err
 	}
 	if cursor, ok := (*value).(driver.Rows); ok {
-		*value = wrapRows(&rows{Rows: cursor, s: r.s, slot: -1})
+		*value = wrapRows(&rows{Rows: cursor, s: r.s})
 	}
 	if target != dest {
 		return sql.ConvertAssign(scanCtx, dest, *value)
