@@ -409,8 +409,12 @@ func (c *connector) dial(ctx context.Context) (*serverConn, error) {
 // Close ends the watch. Connections that are checked out work on.
 func (c *connector) Close() error {
 	c.mu.Lock()
+	again := c.closed
 	c.closed = true
 	c.mu.Unlock()
+	if again {
+		return nil
+	}
 	c.stop()
 
 	limit, cancel := context.WithTimeout(context.Background(), patience)
@@ -440,7 +444,12 @@ func (c *connector) Close() error {
 	select {
 	case err := <-closed:
 		return err
-	case <-time.After(patience):
+	case <-limit.Done():
+	}
+	select { // it has not had its time if others used it up
+	case err := <-closed:
+		return err
+	case <-time.After(patience / 10):
 		return nil
 	}
 }
@@ -743,7 +752,7 @@ func (c *connector) publish(g *generation, p *probe) {
 	c.mu.Lock()
 	if c.closed || c.probing != p {
 		c.mu.Unlock()
-		g.close()
+		c.inBackground(func() { g.close() })
 		return
 	}
 	old := c.gen.Load()
@@ -796,6 +805,7 @@ type generation struct {
 	retired bool       // superseded, and what comes before "drained" has been logged
 	conns   map[*serverConn]struct{}
 	dialing int             // calls of the driver's Open or Connect in progress
+	overdue int             // of those, Opens that serve no caller any more
 	waiting []chan<- dialed // callers that wait for one, oldest first
 	spares  []*serverConn   // opened by an Open that its caller left, for the next caller
 }
@@ -815,8 +825,9 @@ func (d dialed) result() (*serverConn, error) {
 	return d.s, d.err
 }
 
-// spareLife is how long a connection is kept whose caller has left. It serves
-// callers more impatient than the server is quick, and must not go stale.
+// spareLife is how long an Open, and then its connection, is kept for a caller
+// after the one that it was for. It serves callers more impatient than the
+// server is quick, and must not go stale.
 const spareLife = 10 * time.Second
 
 // dial opens a server connection, unless the caller's context ends or the
@@ -845,7 +856,7 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 		return s, nil
 	}
 	g.waiting = append(g.waiting, result)
-	if g.connector != nil || g.dialing < len(g.waiting) {
+	if g.connector != nil || g.dialing-g.overdue < len(g.waiting) {
 		g.dialing++
 		go g.open(ctx, cancel, result)
 	}
@@ -884,6 +895,10 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 // an Open to the one that has waited longest, all else to the one it was begun
 // for.
 func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result chan<- dialed) {
+	var late *time.Timer
+	if g.connector == nil {
+		late = time.AfterFunc(spareLife, g.late)
+	}
 	ci, err := g.connect(ctx)
 	var s *serverConn
 	if err == nil {
@@ -894,6 +909,9 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 	}
 	g.mu.Lock()
 	g.dialing--
+	if g.connector == nil && !late.Stop() {
+		g.overdue--
+	}
 	if s != nil {
 		g.conns[s] = struct{}{}
 	}
@@ -908,10 +926,8 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 		result <- dialed{s, err}
 	case spare:
 		g.spares = append(g.spares, s)
-	case g.connector == nil && g.dialing < len(g.waiting) && g.ctx.Err() == nil:
-		// It failed its caller, who has left. Those who came later have not.
-		g.dialing++
-		go g.open(ctx, cancel, g.waiting[0])
+	case g.connector == nil: // it failed its caller, who has left; others wait
+		g.openAgainLocked()
 	}
 	gone := g.goneLocked()
 	g.mu.Unlock()
@@ -926,6 +942,22 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 	}
 	if gone {
 		g.drained()
+	}
+}
+
+// late takes an Open that lasts too long for one that serves nobody any more.
+func (g *generation) late() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.overdue++
+	g.openAgainLocked()
+}
+
+// openAgainLocked calls Open if fewer serve callers than there are.
+func (g *generation) openAgainLocked() {
+	if g.dialing-g.overdue < len(g.waiting) && g.ctx.Err() == nil {
+		g.dialing++
+		go g.open(context.Background(), nil, g.waiting[0])
 	}
 }
 
@@ -1100,18 +1132,14 @@ func (g *generation) try(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s := newServerConn(g, ci, cancel)
+	s.state.Store(parked)
+	g.mu.Lock()
+	g.conns[s] = struct{}{}
+	g.mu.Unlock()
 	defer func() { // also when Ping panics
-		closed := make(chan struct{})
-		go func() {
-			defer close(closed)
-			var ignored error
-			defer recoverPanic(&ignored)
-			ci.Close()
-		}()
-		select {
-		case <-closed:
-		case <-time.After(patience):
-		}
+		s.awaitClose(context.Background())
+		g.c.addOrphan(s)
 	}()
 	if pinger, ok := ci.(driver.Pinger); ok {
 		err = pinger.Ping(ctx)
@@ -1182,8 +1210,7 @@ type serverConn struct {
 
 	cancel  context.CancelFunc        // ends the dial's context, which the driver may hold on to
 	closing atomic.Pointer[time.Time] // when its closing was begun, if it was
-	shut    atomic.Bool               // ci.Close has been called
-	done    chan struct{}             // closed when that has returned
+	done    chan struct{}             // closed when ci.Close has returned
 	err     error                     // what it returned; published by done
 
 	mu   sync.Mutex // guards kept, and the index of those in it
@@ -1255,30 +1282,32 @@ func closeAll(conns []*serverConn) {
 }
 
 // closeOnce does nothing if another has begun: who parked or killed the
-// connection, awaitClose, or a kill whose patience ended. With forceKill a
-// statement that hangs does not keep the connection open.
+// connection, awaitClose, or a kill whose patience ended.
 func (s *serverConn) closeOnce() {
 	if now := time.Now(); !s.closing.CompareAndSwap(nil, &now) {
 		return
 	}
-	if s.forced && len(s.stmts) > 0 {
-		defer time.AfterFunc(patience, s.closeConn).Stop()
-	}
 	for _, st := range s.stmts {
-		if s.shut.Load() {
+		if !s.forced {
+			st.si.Close()
+			continue
+		}
+		// The last resort, also here: one that hangs does not keep the connection open.
+		limit := time.AfterFunc(patience, s.closeConn)
+		st.si.Close()
+		if !limit.Stop() {
 			return
 		}
-		st.si.Close()
 	}
 	s.closeConn()
 }
 
 // closeConn closes the driver's connection.
 func (s *serverConn) closeConn() {
-	if !s.shut.CompareAndSwap(false, true) {
-		return
-	}
-	s.err = s.ci.Close()
+	func() {
+		defer recoverPanic(&s.err)
+		s.err = s.ci.Close()
+	}()
 	s.cancel()
 	if s.forced {
 		s.endKept(nil)
@@ -1288,9 +1317,9 @@ func (s *serverConn) closeConn() {
 	s.gen.remove(s)
 }
 
-// awaitClose waits for the connection to be closed, but not until its patience
-// ends, nor for more than half of the time that the caller has. It sees to it
-// that this does not have to wait for all others that a change closes.
+// awaitClose waits for the connection to be closed, while patience with it lasts
+// and for at most half of the time that the caller has. It sees to it that this
+// does not have to wait for all others that a change closes.
 func (s *serverConn) awaitClose(ctx context.Context) error {
 	wait := patience
 	select {
@@ -1303,14 +1332,18 @@ func (s *serverConn) awaitClose(ctx context.Context) error {
 			go s.closeOnce()
 		}
 	}
-	if deadline, ok := ctx.Deadline(); ok {
-		wait = min(wait, time.Until(deadline)/2)
+	hurried := false
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline)/2 < wait {
+		hurried, wait = true, time.Until(deadline)/2
 	}
 	limit := time.NewTimer(wait)
 	defer limit.Stop()
 	select {
 	case <-s.done:
 	case <-limit.C:
+		if hurried {
+			s.gen.c.addOrphan(s) // for others to wait for
+		}
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -1458,6 +1491,9 @@ func (p *conn) ResetSession(ctx context.Context) error {
 		p.park()
 		return nil
 	}
+	if s.forced {
+		s.dropCalls()
+	}
 	var err error
 	if s.resetter != nil {
 		reset := s.reset
@@ -1491,16 +1527,11 @@ func (p *conn) IsValid() bool {
 		p.park()
 		return true
 	}
-	// The pool keeps no caller's context.
 	if s.reset != nil {
-		s.reset.Context = context.Background()
+		s.reset.Context = context.Background() // the pool keeps no caller's
 	}
 	if s.forced {
-		s.call = nil
-		for _, ctx := range s.outs {
-			s.drop(ctx)
-		}
-		s.outs = nil
+		s.dropCalls()
 	}
 	if (spoiled || s.validator != nil && !s.validator.IsValid()) && !s.superseded() {
 		return false
@@ -1526,7 +1557,7 @@ func (p *conn) Close() error {
 	select {
 	case <-s.done:
 		if ours {
-			err = s.err
+			_, err = dialed{err: s.err}.result()
 		}
 	default:
 		p.c.addOrphan(s)
@@ -1902,7 +1933,8 @@ func (p *conn) begin(caller context.Context) (*serverConn, context.Context, erro
 }
 
 func (s *serverConn) beginForced(caller context.Context) (*serverConn, context.Context, error) {
-	if s.state.Load() == calling { // since a call of Raw, which has returned
+	switch s.state.Load() {
+	case calling, killing: // since a call of Raw, which has returned
 		s.leave(nil)
 	}
 	if s.state.Load() != inUse {
@@ -1937,12 +1969,30 @@ func (s *serverConn) endExec(err error, args []driver.NamedValue) error {
 		return err
 	}
 	for i := range args {
-		if _, out := args[i].Value.(sql.Out); out && err == nil {
+		if out, ok := args[i].Value.(sql.Out); ok && err == nil && isCursor(out.Dest) {
 			s.outs = append(s.outs, s.keep(s.call))
 			return s.leave(nil)
 		}
 	}
 	return s.endForced(err)
+}
+
+func isCursor(dest any) bool {
+	switch dest.(type) {
+	case *driver.Rows, *any:
+		return true
+	}
+	return false
+}
+
+// dropCalls drops the contexts of calls that are over when the connection is
+// returned to the pool.
+func (s *serverConn) dropCalls() {
+	s.call = nil
+	for _, ctx := range s.outs {
+		s.drop(ctx)
+	}
+	s.outs = nil
 }
 
 // keep lets a context outlive its call, until it is dropped. There is none

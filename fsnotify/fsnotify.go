@@ -238,25 +238,18 @@ func (h *hub) leave(f *file, w *watch) {
 	f.hint(0)
 }
 
-// forget removes f, and reports true, if it has no watch any more.
-func (h *hub) forget(f *file) bool {
+// watched reports whether f has a watch.
+func (h *hub) watched(f *file) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(f.watches) > 0 {
-		return false
-	}
-	delete(h.files, f.path)
-	return true
+	return len(f.watches) > 0
 }
 
-// follow makes names, as returned by trace, what f is woken by: none if it is
-// forgotten. The first use of the watcher opens it, and the end of the last
-// file closes it. It reports false, and does nothing, if another file is at it:
-// that one may be stuck, on a file system that hangs.
+// follow makes names, as returned by trace, what f is woken by. The first use of
+// the watcher opens it. It reports false, and does nothing, if another file is at
+// it: that one may be stuck, on a file system that hangs.
 func (h *hub) follow(f *file, names map[string]fs.FileInfo) bool {
-	if names == nil {
-		h.watchMu.Lock()
-	} else if !h.watchMu.TryLock() {
+	if !h.watchMu.TryLock() {
 		return false
 	}
 	wasDeaf := len(h.deaf) > 0
@@ -271,9 +264,30 @@ func (h *hub) follow(f *file, names map[string]fs.FileInfo) bool {
 
 	if isDeaf && !wasDeaf {
 		slog.Warn("hotload: file notifications unavailable, polling", "strategy", "fsnotify", "path", f.path, "error", err)
-	} else if wasDeaf && !isDeaf && names != nil {
+	} else if wasDeaf && !isDeaf {
 		slog.Info("hotload: file notifications available again", "strategy", "fsnotify", "path", f.path)
 	}
+	return true
+}
+
+// forget ends f if it still has no watch. The end of the last file closes the
+// watcher. It reports false as follow does, or if there is a watch.
+func (h *hub) forget(f *file) bool {
+	if !h.watchMu.TryLock() {
+		return false
+	}
+	defer h.watchMu.Unlock()
+	h.mu.Lock()
+	watched := len(f.watches) > 0
+	if !watched {
+		delete(h.files, f.path)
+	}
+	h.mu.Unlock()
+	if watched {
+		return false
+	}
+	_ = h.followLocked(f, nil)
+	delete(h.deaf, f)
 	return true
 }
 
@@ -453,9 +467,12 @@ func (f *file) run() {
 		case <-f.wake:
 		case <-timer.C:
 		}
-		if f.hub.forget(f) {
-			f.hub.follow(f, nil)
-			return
+		if !f.hub.watched(f) {
+			if f.hub.forget(f) {
+				return
+			}
+			timer.Reset(quietTime)
+			continue
 		}
 		hints := f.hints.Swap(0)
 		now := time.Now()

@@ -910,6 +910,13 @@ func TestHungFollowing(t *testing.T) {
 			t.Error("received a value, want the end")
 		}
 	}
+	for range 20 {
+		_, end := watch("meanwhile")
+		end()
+	}
+	if n := strings.Count(leftovers(), ".(*file).run("); n > 3 {
+		t.Errorf("%d goroutines are left of 3 files", n)
+	}
 	release()
 	await(t, "everything to be gone", func() bool { return leftovers() == "" })
 }
