@@ -1180,6 +1180,9 @@ var script = slices.Concat([]step{
 		s.use2(bg, "one ?", 1, removed{})
 		s.use2(bg, "two ? ?", counted{s, 1.5, nil}, removed{}, removed{}, special{"2"})
 		s.use2(bg, "two ? ?", 1, removed{})
+		s.use2(bg, "one ?", sql.Named("name", removed{}), removed{}, 1)
+		s.use2(bg, "one ?", sql.Named("name", removed{}), []int{1}) // the error names it
+		s.use2(bg, "two ? ?", sql.Named("name", removed{}), 1, []int{2})
 	}},
 	{name: "wrong number of arguments", run: func(s *subject) {
 		s.use2(bg, "none", 1)
@@ -1594,6 +1597,21 @@ func TestDriverOpen(t *testing.T) {
 		want(t, "Close", c.Close(), nil)
 		receive(t, "the watch ends", watch.Done())
 		want(t, "open connections", len(f.live()), 0)
+	})
+
+	t.Run("no watch outlives a driver that panics", func(t *testing.T) {
+		f := newFake(t)
+		f.onOpen = func(context.Context, string) error { panic("a bug in the driver") }
+		watched := make(chan context.Context, 1)
+		name := register(f, watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
+			watched <- ctx
+			return "1", nil, nil
+		}))
+		func() {
+			defer func() { want(t, "panic", recover(), any("a bug in the driver")) }()
+			hotloadDriver.Open(name)
+		}()
+		receive(t, "the watch ends", receive(t, "the watch begins", watched).Done())
 	})
 
 	for _, call := range []string{"Open", "Close"} {

@@ -132,6 +132,23 @@ func TestOptions(t *testing.T) {
 			t.Errorf("Watch: have %v, want %v", have, want)
 		}
 	})
+	t.Run("are the strategy's own to change", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			watches := 0
+			db := open(t, newFake(t), watchFunc(func(_ context.Context, _ string, options url.Values) (string, <-chan string, error) {
+				watches++
+				want(t, "option x", strings.Join(options["x"], " "), "1 2")
+				options["x"][0] = "spoiled"
+				values := make(chan string)
+				close(values)
+				return "1", values, nil
+			}), "x=1&x=2")
+			ask(t, db)
+			time.Sleep(time.Second)
+			db.Close()
+			want(t, "watches in a second", watches, 4)
+		})
+	})
 }
 
 func TestRegisterPanics(t *testing.T) {
@@ -352,6 +369,27 @@ func TestWatchAgain(t *testing.T) {
 		want(t, "watches lost", log.count("level=WARN", "hotload: watch lost"), 12+1)
 		want(t, "because Watch failed", log.count("hotload: watch lost", "error_type=*errors.errorString"), 1)
 		want(t, "watches regained", log.count("hotload: watch regained"), 12)
+	})
+	t.Run("a watch has not lasted because it was slow to begin", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			const slow = 31 * time.Second
+			var began []time.Duration
+			start := time.Now()
+			db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
+				began = append(began, time.Since(start)-time.Duration(len(began))*slow)
+				select {
+				case <-time.After(slow):
+				case <-ctx.Done():
+				}
+				values := make(chan string)
+				close(values)
+				return "1", values, ctx.Err()
+			}), "")
+			ask(t, db)
+			time.Sleep(4 * slow)
+			db.Close()
+			want(t, "pauses between watches, summed up", fmt.Sprint(began), "[0s 100ms 300ms 700ms 1.5s]")
+		})
 	})
 }
 
@@ -1168,6 +1206,28 @@ func closeWaitsForNobody(t *testing.T) {
 		}
 		close(open)
 	})
+	t.Run("with a connector whose Close hangs", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			stuck := make(chan struct{})
+			defer close(stuck)
+			src := newSource("1")
+			db := open(t, closerDriver{ctxFake{newFake(t)}, func(value string) {
+				if value == "2" {
+					<-stuck
+				}
+			}}, src, "")
+			ask(t, db)
+			src.set("2")
+			src.set("3") // the connector of 2 is closed
+			want(t, "value", ask(t, db), "3")
+			src.set("2")
+			began := time.Now()
+			db.Close()
+			if took := time.Since(began); took > 2*patience {
+				t.Errorf("DB.Close took %v", took)
+			}
+		})
+	})
 	for name, heeds := range map[string]bool{"during Watch": true, "during a Watch that ignores its context": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -1243,6 +1303,23 @@ func TestClosers(t *testing.T) {
 		ask(t, db)
 		db.Close()
 		want(t, "connectors closed", have(), "2 1 3")
+	})
+	t.Run("DB.Close waits for one that is slow", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			var closed atomic.Int32
+			src := newSource("1")
+			db := open(t, closerDriver{ctxFake{newFake(t)}, func(value string) {
+				if value == "1" {
+					time.Sleep(patience / 2)
+				}
+				closed.Add(1)
+			}}, src, "")
+			ask(t, db)
+			src.set("2")
+			synctest.Wait()
+			db.Close()
+			want(t, "connectors closed", closed.Load(), 2)
+		})
 	})
 }
 
