@@ -5,7 +5,10 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -125,24 +128,31 @@ func TestClosingIsNotInUse(t *testing.T) {
 	})
 }
 
-// A connection that an Open brought whose caller had left is gone with the
-// rest when DB.Close returns.
-func TestSpareIsGoneAfterClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake(t)
-		f.onOpen = func(context.Context, string) error { time.Sleep(100 * time.Millisecond); return nil }
-		f.onClose = func(*fakeConn) { time.Sleep(100 * time.Millisecond) }
-		db := open(t, f, newSource("a"), "")
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-		defer cancel()
-		if err := db.PingContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("impatient caller: %v", err)
-		}
-		time.Sleep(time.Second)
-		want(t, "open", len(f.live()), 1)
-		db.Close()
-		want(t, "open after DB.Close", len(f.live()), 0)
-	})
+// A connection that comes when its caller has left is gone with the rest when
+// DB.Close returns, whether it is kept for another caller or closing.
+func TestLateConnectionIsGoneAfterClose(t *testing.T) {
+	for _, withContext := range []bool{false, true} {
+		bubble(t, fmt.Sprintf("DriverContext=%t", withContext), func(t *testing.T) {
+			f := newFake(t)
+			var d driver.Driver = f
+			if withContext {
+				d = ctxFake{f}
+			}
+			f.onOpen = func(context.Context, string) error { time.Sleep(2 * patience); return nil }
+			f.onClose = func(*fakeConn) { time.Sleep(100 * time.Millisecond) }
+			db := open(t, d, newSource("a"), "")
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			defer cancel()
+			start := time.Now()
+			if err := db.PingContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("impatient caller: %v", err)
+			}
+			time.Sleep(2*patience + 50*time.Millisecond - time.Since(start))
+			want(t, "open", len(f.live()), 1)
+			db.Close()
+			want(t, "open after DB.Close", len(f.live()), 0)
+		})
+	}
 }
 
 // The end of one result set is not the end of all when the connection is
@@ -204,43 +214,208 @@ func (endlessRows) NextResultSet() error   { return nil }
 // A driver that is deaf to a kill gets the Close of its connection during the
 // call, and no other call; hotload's own books survive that.
 func TestDeafStatement(t *testing.T) {
-	for _, deaf := range []string{"Prepare two", "Close one"} {
-		t.Run(deaf, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := newFake(t)
-				f.lenient.Store(true)
-				f.onCall = func(_ context.Context, c *fakeConn, call string) error {
-					if call == deaf && c.value == "a" {
-						time.Sleep(3 * time.Second)
-					}
+	modern := func(f *fake) driver.Driver { return f }
+	legacy := func(f *fake) driver.Driver { return legacyFake{f} }
+	for _, row := range []struct {
+		deaf   string
+		driver func(f *fake) driver.Driver
+		call   func(db *sql.DB, old *sql.Stmt) error // old has to be prepared again
+	}{
+		{"Prepare two", modern, func(db *sql.DB, _ *sql.Stmt) error {
+			conn, _ := db.Conn(bg)
+			defer conn.Close()
+			conn.PrepareContext(bg, "one") // stays open
+			_, err := conn.PrepareContext(bg, "two")
+			return err
+		}},
+		{"Close one", modern, func(db *sql.DB, _ *sql.Stmt) error {
+			conn, _ := db.Conn(bg)
+			defer conn.Close()
+			stmt, _ := conn.PrepareContext(bg, "one")
+			stmt.Close()
+			return conn.PingContext(bg)
+		}},
+		{"Prepare old", func(f *fake) driver.Driver { return heedless{ctxFake{f}} }, func(_ *sql.DB, old *sql.Stmt) error {
+			_, err := old.Exec()
+			return err
+		}},
+		{"Next", func(f *fake) driver.Driver { return setsDriver{ctxFake{f}} }, func(db *sql.DB, _ *sql.Stmt) error {
+			return db.QueryRow("ask").Scan(new(string))
+		}},
+		{"Prepare legacy", legacy, func(db *sql.DB, _ *sql.Stmt) error { _, err := db.Prepare("legacy"); return err }},
+		{"Begin", legacy, func(db *sql.DB, _ *sql.Stmt) error { _, err := db.Begin(); return err }},
+	} {
+		bubble(t, row.deaf, func(t *testing.T) {
+			f, src := newFake(t), newSource("a")
+			f.lenient.Store(true)
+			f.onCall = func(_ context.Context, c *fakeConn, call string) error {
+				if call != row.deaf || c.value != "b" {
 					return nil
 				}
-				src := newSource("a")
-				db := open(t, f, src, "forceKill=true")
-				conn, err := db.Conn(t.Context())
-				if err != nil {
-					t.Fatal(err)
+				if time.Sleep(3 * time.Second); call == "Next" {
+					return io.EOF
 				}
-				defer conn.Close()
-				stmt, err := conn.PrepareContext(t.Context(), "one")
-				if err != nil {
-					t.Fatal(err)
-				}
-				done := make(chan struct{})
-				go func() {
-					defer close(done)
-					if deaf == "Close one" {
-						stmt.Close()
-					} else {
-						conn.PrepareContext(t.Context(), "two")
+				return nil
+			}
+			db := open(t, row.driver(f), src, "forceKill=true")
+			old, err := db.Prepare("old")
+			must(t, "prepare", err)
+			defer old.Close()
+			src.set("b")
+			done := make(chan error, 1)
+			go func() { done <- row.call(db, old) }()
+			synctest.Wait()
+			src.set("c")
+			time.Sleep(2 * lastResort)
+			want(t, "connections on the old value", f.liveOn("b"), 0)
+			mustBeKilled(t, "the call", <-done)
+		})
+	}
+}
+
+// A legacyFake is a fake whose connections know no contexts.
+type legacyFake struct{ *fake }
+
+type legacyConn struct{ c *fakeConn }
+
+func (f legacyFake) Open(value string) (driver.Conn, error) {
+	c, err := f.fake.Open(value)
+	if err != nil {
+		return nil, err
+	}
+	return legacyConn{c.(*fakeConn)}, nil
+}
+
+func (c legacyConn) Close() error { return c.c.Close() }
+
+func (c legacyConn) Prepare(query string) (driver.Stmt, error) {
+	return c.c.PrepareContext(context.Background(), query)
+}
+
+func (c legacyConn) Begin() (driver.Tx, error) {
+	return c.c.BeginTx(context.Background(), driver.TxOptions{})
+}
+
+// A connection whose Close hangs is waited for once, by a caller who has half
+// of the time left then, and no more when a second has passed.
+func TestHungClose(t *testing.T) {
+	for _, since := range []time.Duration{0, time.Hour} {
+		for _, inUse := range []bool{false, true} {
+			bubble(t, fmt.Sprintf("%v after the change,in use=%t", since, inUse), func(t *testing.T) {
+				f, src := newFake(t), newSource("1")
+				stuck := make(chan struct{})
+				defer close(stuck)
+				f.onClose = func(c *fakeConn) {
+					if c.value == "1" {
+						<-stuck
 					}
-				}()
-				synctest.Wait()
-				src.set("b")
-				time.Sleep(2 * time.Second)
-				want(t, "connections closed", f.closed.Load(), 1)
-				<-done
+				}
+				db := open(t, f, src, "")
+				db.SetMaxOpenConns(1)
+				tx, err := db.Begin()
+				must(t, "begin", err)
+				if inUse {
+					db.SetMaxIdleConns(-1) // it is closing when the pool counts it no more
+					src.set("2")
+				}
+				must(t, "commit", tx.Commit())
+				if !inUse {
+					src.set("2")
+				}
+				time.Sleep(since)
+				const patience = 900 * time.Millisecond
+				began := time.Now()
+				for range 20 {
+					ctx, cancel := context.WithTimeout(t.Context(), patience)
+					must(t, "impatient caller", db.PingContext(ctx))
+					cancel()
+				}
+				most := patience / 2
+				if since > 0 {
+					most = 0
+				}
+				want(t, "time that 20 callers took", time.Since(began), most)
 			})
+		}
+	}
+}
+
+// What failed a caller who has left does not fail one who came later.
+func TestFailureOfLeftOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, dials := newFake(t), 0
+		f.onOpen = func(context.Context, string) error {
+			if dials++; dials > 1 {
+				return nil // the server is back
+			}
+			time.Sleep(2 * time.Minute)
+			return errDead
+		}
+		db := open(t, f, newSource("1"), "")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		want(t, "error of the impatient caller", db.PingContext(ctx), context.DeadlineExceeded)
+		must(t, "the next caller", db.Ping())
+		want(t, "most dials at a time", f.maxDialing.Load(), 1)
+	})
+}
+
+// A slowLog is a log handler that takes a second over one event, and lists all
+// in the order in which it was done with them.
+type slowLog struct {
+	event string
+	mu    sync.Mutex // guards done
+	done  []string
+}
+
+func (l *slowLog) Enabled(context.Context, slog.Level) bool { return true }
+func (l *slowLog) WithAttrs([]slog.Attr) slog.Handler       { return l }
+func (l *slowLog) WithGroup(string) slog.Handler            { return l }
+
+func (l *slowLog) Handle(_ context.Context, r slog.Record) error {
+	event := strings.TrimPrefix(r.Message, "hotload: ")
+	r.Attrs(func(a slog.Attr) bool { event += " " + a.Value.String(); return false }) // the generation
+	if event == l.event {
+		time.Sleep(time.Second)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.done = append(l.done, event)
+	return nil
+}
+
+// What is logged of a generation is in order, however slow the logger is.
+func TestLogOrder(t *testing.T) {
+	for _, row := range []struct{ options, first, then string }{
+		{"", "value accepted 2", "generation drained 1"},
+		{"", "value accepted 2", "value accepted 3"},
+		{"probe=true", "value accepted 2", "value accepted 3"},
+		{"forceKill=true", "connections killed 1", "generation drained 1"},
+		{"forceKill=1s", "connections killed 1", "generation drained 1"},
+	} {
+		bubble(t, row.options+"/"+row.then, func(t *testing.T) {
+			old, l := slog.Default(), &slowLog{event: row.first}
+			slog.SetDefault(slog.New(l))
+			defer slog.SetDefault(old)
+			src := newSource("1")
+			db := open(t, newFake(t), src, row.options)
+			tx, err := db.Begin()
+			must(t, "begin", err)
+			set := make(chan bool)
+			go func() { src.set("2"); close(set) }()
+			synctest.Wait()
+			if row.options == "" {
+				must(t, "commit", tx.Commit()) // drains its generation while the logger is slow
+			}
+			<-set
+			src.set("3")
+			time.Sleep(time.Minute)
+			tx.Rollback()
+			must(t, "DB.Close", db.Close())
+			synctest.Wait()
+			if first, then := slices.Index(l.done, row.first), slices.Index(l.done, row.then); first < 0 || then < first {
+				t.Errorf("have %q, want %q before %q", l.done, row.first, row.then)
+			}
 		})
 	}
 }

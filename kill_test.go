@@ -818,13 +818,16 @@ func TestKillBlockedClose(t *testing.T) {
 // open for long.
 func TestSlowStmtClose(t *testing.T) {
 	for _, options := range []string{"", "forceKill=true"} {
-		for _, used := range []bool{false, true} {
-			bubble(t, fmt.Sprintf("options=%s,used=%t", options, used), func(t *testing.T) {
+		for _, used := range []string{"", "transaction", "call"} {
+			bubble(t, fmt.Sprintf("options=%s,in use=%s", options, used), func(t *testing.T) {
 				f, src := newFake(t), newSource("1")
 				hang := make(chan bool)
-				f.onCall = func(_ context.Context, c *fakeConn, call string) error {
-					if c.value == "1" && strings.HasPrefix(call, "Close ") {
+				f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
+					switch {
+					case c.value == "1" && strings.HasPrefix(call, "Close "):
 						<-hang
+					case call == "Exec long" && options != "":
+						<-ctx.Done()
 					}
 					return nil
 				}
@@ -839,15 +842,24 @@ func TestSlowStmtClose(t *testing.T) {
 				}
 				tx, err := db.Begin()
 				must(t, "begin", err)
-				if used {
+				done := make(chan bool)
+				go func() {
+					defer close(done)
+					if used == "call" {
+						tx.Exec("long")
+					}
+				}()
+				synctest.Wait()
+				if used != "" {
 					src.set("2")
 				}
-				if err = tx.Commit(); used && options != "" {
+				<-done
+				if err = tx.Commit(); used != "" && options != "" {
 					mustBeKilled(t, "Commit", err)
 				} else {
 					must(t, "Commit", err)
 				}
-				if !used {
+				if used == "" {
 					src.set("2")
 				}
 				start := time.Now()

@@ -5,8 +5,11 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
+	"io"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/infobloxopen/hotload"
 )
@@ -106,6 +109,95 @@ func TestLayerWithoutIsValidSpoiled(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A deafLayer keeps a connection whatever it answers to IsValid.
+type deafLayer struct{ driver.Connector }
+
+type deafConn struct{ wrappedConn }
+
+func (l deafLayer) Connect(ctx context.Context) (driver.Conn, error) {
+	c, err := l.Connector.Connect(ctx)
+	return deafConn{wrappedConn{c, wrapper{calls: new(atomic.Int64)}}}, err
+}
+
+func (c deafConn) IsValid() bool {
+	c.Conn.(driver.Validator).IsValid()
+	return true
+}
+
+// A connection that is no longer valid is closed, also when a layer has kept it.
+func TestDeafLayer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
+			if call == "IsValid" {
+				return driver.ErrBadConn
+			}
+			return nil
+		}
+		connector, err := open(t, f, src, "").Driver().(driver.DriverContext).OpenConnector(register(f, src))
+		must(t, "OpenConnector", err)
+		defer connector.(io.Closer).Close()
+		db := sql.OpenDB(deafLayer{connector})
+		for range 3 {
+			conn, err := db.Conn(t.Context())
+			must(t, "conn", err)
+			conn.Close()
+		}
+		must(t, "DB.Close", db.Close())
+		synctest.Wait()
+		want(t, "open connections", len(f.live()), 0)
+	})
+}
+
+// What an old server answered to a Close is no error of DB.Close.
+func TestOldCloseError(t *testing.T) {
+	for _, options := range []string{"", "forceKill=true"} {
+		for _, used := range []bool{false, true} {
+			bubble(t, fmt.Sprintf("options=%s,in use=%t", options, used), func(t *testing.T) {
+				v := &variant{conn: func(c *recConn) driver.Conn { return c }, fails: map[string]error{"Close": errDriver}}
+				src := newSource("1")
+				db := open(t, newSubject(v).recorder.driver(), src, options)
+				tx, err := db.Begin()
+				must(t, "begin", err)
+				if !used {
+					must(t, "commit", tx.Commit())
+				}
+				src.set("2")
+				synctest.Wait()
+				tx.Rollback()
+				synctest.Wait()
+				must(t, "DB.Close", db.Close())
+			})
+		}
+	}
+}
+
+// Arguments that were not converted, as the dial failed, leave no trace: those
+// of a Raw callback go to the driver as they are.
+func TestConvertedNotTwice(t *testing.T) {
+	f, src := newFake(t), newSource("1")
+	checks := 0
+	f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
+		if call == "CheckNamedValue" {
+			checks++
+		}
+		return nil
+	}
+	db := open(t, f, src, "")
+	conn, err := db.Conn(t.Context())
+	must(t, "conn", err)
+	defer conn.Close()
+	src.set("2")
+	f.onOpen = func(context.Context, string) error { f.onOpen = nil; return errDead }
+	_, err = conn.ExecContext(t.Context(), "insert ?", 1)
+	want(t, "error of the dial", err, error(errDead))
+	must(t, "Raw", conn.Raw(func(dc any) error {
+		_, err := dc.(driver.ExecerContext).ExecContext(t.Context(), "insert ?", []driver.NamedValue{{Ordinal: 1, Value: int64(1)}})
+		return err
+	}))
+	want(t, "arguments checked", checks, 0)
 }
 
 // Rows and transactions of a Raw callback may be ended twice.
@@ -245,6 +337,28 @@ func (c cursorConn) QueryContext(ctx context.Context, query string, args []drive
 	return cursorRows{r, c.fakeConn}, err
 }
 
+func (c cursorConn) CheckNamedValue(nv *driver.NamedValue) error { return nil }
+
+// ExecContext sets a cursor that heeds the context of the Exec.
+func (c cursorConn) ExecContext(ctx context.Context, _ string, args []driver.NamedValue) (driver.Result, error) {
+	*args[0].Value.(sql.Out).Dest.(*driver.Rows) = &fakeRows{c: c.fakeConn, ctx: ctx, left: 1}
+	return fakeResult{c.fakeConn}, nil
+}
+
+func (c cursorConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	st, err := c.fakeConn.PrepareContext(ctx, query)
+	return cursorStmt{st.(*fakeStmt), c}, err
+}
+
+type cursorStmt struct {
+	*fakeStmt
+	conn cursorConn
+}
+
+func (s cursorStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	return s.conn.ExecContext(ctx, s.query, args)
+}
+
 func (r cursorRows) Next(dest []driver.Value) error {
 	if err := r.Rows.Next(dest); err != nil {
 		return err
@@ -253,47 +367,87 @@ func (r cursorRows) Next(dest []driver.Value) error {
 	return nil
 }
 
+// cursorFakes are the drivers with cursors, by the method that delivers them.
+var cursorFakes = map[string]func(f *fake) driver.Driver{
+	"Next": func(f *fake) driver.Driver { return cursorFake{f} },
+}
+
 // A cursor is killed with its rows.
 func TestCursor(t *testing.T) {
-	for _, during := range []bool{false, true} {
-		t.Run(map[bool]string{false: "between", true: "during a Next of the cursor"}[during], func(t *testing.T) {
-			f, src := newFake(t), newSource("1")
-			calls := 0
-			if during {
-				f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
-					if call == "Next" {
-						if calls++; calls == 3 {
-							src.set("2")
-						}
-					}
-					return nil
+	for method, fake := range cursorFakes {
+		for name, during := range map[string]bool{"between": false, "during a Next of the cursor": true} {
+			t.Run(method+"/"+name, func(t *testing.T) { killsCursor(t, fake, during) })
+		}
+	}
+}
+
+func killsCursor(t *testing.T, fake func(f *fake) driver.Driver, during bool) {
+	f, src := newFake(t), newSource("1")
+	calls := 0
+	if during {
+		f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
+			if call == "Next" {
+				if calls++; calls == 3 {
+					src.set("2")
 				}
 			}
-			db := open(t, cursorFake{f}, src, "forceKill=true")
-			rows, err := db.Query("ask")
-			if err != nil {
-				t.Fatal(err)
+			return nil
+		}
+	}
+	db := open(t, fake(f), src, "forceKill=true")
+	rows, err := db.Query("ask")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var cursor sql.Rows
+	if !rows.Next() {
+		t.Fatal(rows.Err())
+	}
+	if err := rows.Scan(&cursor); err != nil {
+		t.Fatal(err)
+	}
+	var plain any
+	if err := rows.Scan(&plain); err != nil {
+		t.Fatal(err)
+	}
+	if !cursor.Next() {
+		t.Fatal(cursor.Err())
+	}
+	if !during {
+		src.set("2")
+		await(t, "closed", func() bool { return f.closed.Load() == 1 })
+	}
+	for cursor.Next() {
+	}
+	if err := cursor.Err(); !errors.Is(err, hotload.ErrKilled) {
+		t.Errorf("killed cursor: %v", err)
+	}
+	mustBeKilled(t, "Next of a cursor scanned as it is", plain.(driver.Rows).Next(make([]driver.Value, 1)))
+}
+
+// A cursor that an Exec has set can be read until its connection is returned to
+// the pool, where its context ends.
+func TestOutCursor(t *testing.T) {
+	for _, prepared := range []bool{false, true} {
+		t.Run(fmt.Sprintf("prepared=%t", prepared), func(t *testing.T) {
+			db := open(t, cursorFake{newFake(t)}, newSource("1"), "forceKill=true")
+			conn, err := db.Conn(t.Context())
+			must(t, "conn", err)
+			var cursor driver.Rows
+			if out := (sql.Out{Dest: &cursor}); prepared {
+				stmt, prepareErr := conn.PrepareContext(t.Context(), "open ?")
+				must(t, "prepare", prepareErr)
+				_, err = stmt.Exec(out)
+			} else {
+				_, err = conn.ExecContext(t.Context(), "open ?", out)
 			}
-			defer rows.Close()
-			var cursor sql.Rows
-			if !rows.Next() {
-				t.Fatal(rows.Err())
-			}
-			if err := rows.Scan(&cursor); err != nil {
-				t.Fatal(err)
-			}
-			if !cursor.Next() {
-				t.Fatal(cursor.Err())
-			}
-			if !during {
-				src.set("2")
-				await(t, "closed", func() bool { return f.closed.Load() == 1 })
-			}
-			for cursor.Next() {
-			}
-			if err := cursor.Err(); !errors.Is(err, hotload.ErrKilled) {
-				t.Errorf("killed cursor: %v", err)
-			}
+			must(t, "exec", err)
+			must(t, "Next of the cursor", cursor.Next(make([]driver.Value, 1)))
+			must(t, "another call", conn.PingContext(t.Context()))
+			want(t, "end of the cursor", cursor.Next(nil), io.EOF)
+			must(t, "Conn.Close", conn.Close())
+			want(t, "its context in the pool", cursor.(*fakeRows).ctx.Err(), context.Canceled)
 		})
 	}
 }

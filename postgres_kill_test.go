@@ -195,6 +195,7 @@ func TestKillPostgres(t *testing.T) {
 	}
 
 	run("a frozen server", func(t *testing.T, p *pgPool) {
+		l := collect(t)
 		done := make(chan error, 1)
 		go func() { _, err := p.Exec("insert into t select 1 from pg_sleep(600)"); done <- err }()
 		// The call of a prepared statement cannot be had back from lib/pq before
@@ -206,6 +207,10 @@ func TestKillPostgres(t *testing.T) {
 		tx, err := p.Begin()
 		must(t, "begin", err)
 		stmt, err := tx.Prepare("insert into t values ($1)")
+		must(t, "prepare", err)
+		conn, err := p.Conn(t.Context())
+		must(t, "conn", err)
+		_, err = conn.PrepareContext(t.Context(), "select 1")
 		must(t, "prepare", err)
 		await(t, "the inserts run", func() bool {
 			return p.backends(t, "state = 'active' and wait_event = 'PgSleep'") == 2
@@ -233,6 +238,8 @@ func TestKillPostgres(t *testing.T) {
 		start = time.Now()
 		must(t, "DB.Close", p.Close())
 		took(t, "DB.Close", start, quick)
+		must(t, "Conn.Close", conn.Close()) // lib/pq cannot close its statement before the server goes on
+		await(t, "the connections are closed", func() bool { return l.count("generation drained", "generation=1") == 1 })
 		select {
 		case err := <-late:
 			t.Log("the prepared insert has returned: it need no longer be an exception here")
