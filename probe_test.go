@@ -252,6 +252,7 @@ func TestProbe(t *testing.T) {
 		inForce    string
 		refusals   []string // parts of the lines that log one
 		connectors string   // that are closed by then
+		tries      int64    // at a time at most, if not 1
 	}{
 		{
 			holds: works, name: "a good value is tried once, pinged and closed", do: set("b"),
@@ -380,6 +381,33 @@ func TestProbe(t *testing.T) {
 			refusals: []string{"error_type=context.deadlineExceededError"},
 		},
 		{
+			holds: yield, name: "a dial that is overdue is left to the next value", kind: noPinger, dial: of("b", deaf(30*time.Second)),
+			do:    set("b", "c"),
+			story: lines("0s open b", "11s open c", "11s close c", "30s left b", "30s close b"), inForce: "c", connectors: "a b", tries: 2,
+		},
+		{
+			holds: yield, name: "a dial that is overdue is left at once", kind: without, dial: of("b", deaf(30*time.Second)),
+			do: func(p *prober) {
+				p.src.set("b")
+				time.Sleep(20 * time.Second)
+				p.src.set("c")
+			},
+			story:   lines("0s open b", "20s open c", "20s ping c", "20s close c", "30s ping b", "30s left b", "30s close b"),
+			inForce: "c", refusals: []string{"error_type=context.deadlineExceededError"}, tries: 2,
+		},
+		{
+			holds: yield, name: "a ping that is overdue is left to the next value", ping: of("b", deaf(30*time.Second)), do: set("b", "c"),
+			story:   lines("0s open b", "0s ping b", "11s open c", "11s ping c", "11s close c", "30s left b", "30s close b"),
+			inForce: "c", connectors: "a b",
+		},
+		{
+			holds: works, name: "a ping that panics is a failure, and the connection is closed", do: set("b"),
+			ping: first(func(context.Context, string, time.Duration) error { panic("a bug in the driver") }),
+			story: lines("0s open b", "0s ping b", "0s close b",
+				"250ms open b", "250ms ping b", "250ms close b"),
+			inForce: "b", refusals: []string{"error_type=*hotload.driverPanic"}, connectors: "a",
+		},
+		{
 			holds: works, name: "a value refused meanwhile changes nothing", dial: until(600*time.Millisecond, errDead),
 			do: func(p *prober) {
 				p.src.set("b")
@@ -411,7 +439,7 @@ func TestProbe(t *testing.T) {
 					row.do(p)
 					time.Sleep(time.Minute)
 					want(t, "story", p.told(), row.story)
-					want(t, "most tries at a time", p.f.maxDialing.Load(), 1)
+					want(t, "most tries at a time", p.f.maxDialing.Load(), max(1, row.tries))
 					idle := ""
 					if row.inForce == "a" {
 						idle = "a"
@@ -436,6 +464,28 @@ func TestProbe(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A try whose connection hangs in its Close is a success after a second, and
+// holds up no later one.
+func TestProbeHungClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProber(t, withContext, "", nil, nil)
+		stuck := make(chan struct{})
+		defer close(stuck)
+		p.f.onClose = func(c *fakeConn) {
+			if c.value != "a" {
+				<-stuck
+			}
+		}
+		for n, value := range []string{"b", "c"} {
+			p.src.set(value)
+			time.Sleep(patience)
+			synctest.Wait()
+			want(t, "values accepted", p.log.count("value accepted"), n+2)
+		}
+		want(t, "value in force", ask(t, p.db), "c")
+	})
 }
 
 // Until a value has proved itself the last good one is in force, for new
@@ -586,7 +636,8 @@ func TestProbeNotAtFirst(t *testing.T) {
 func TestProbeLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := 0
-		failures := []error{errDead, errDead, errAuth, errDead, errAuth, fmt.Errorf("wrapped: %w", errDead), errAuth}
+		failures := []error{errDead, errDead, errAuth, errDead, errAuth, fmt.Errorf("wrapped: %w", errDead), errAuth,
+			codeError("S3CRET"), codeError("canar"), codeError("42")}
 		p := newProber(t, withContext, "", func(context.Context, string, time.Duration) error {
 			n++
 			return failures[(n-1)%len(failures)]
@@ -595,6 +646,7 @@ func TestProbeLog(t *testing.T) {
 			`reason=probe error_type=*net.OpError errno="connection refused"`,
 			`reason=probe error_type=*pq.Error sqlstate=28P01`,
 			`reason=probe error_type=*fmt.wrapError errno="connection refused"`,
+			`reason=probe error_type=hotload_test.codeError`,
 		}
 		for times, value := range []string{"b", "c"} {
 			p.src.set(value)
@@ -603,9 +655,16 @@ func TestProbeLog(t *testing.T) {
 			for _, reason := range reasons {
 				want(t, reason, p.log.count("level=WARN", "value refused", reason), times+1)
 			}
+			want(t, "codes in\n"+p.log.String(), strings.Count(p.log.String(), "sqlstate="), times+1)
 		}
 	})
 }
+
+// A codeError quotes the connection string in what is to be a code.
+type codeError string
+
+func (e codeError) Error() string    { return string(e) }
+func (e codeError) SQLState() string { return string(e) }
 
 // A pqContext is lib/pq with DriverContext: it refuses what it cannot parse.
 type pqContext struct{ pq.Driver }
