@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -331,8 +332,11 @@ func TestHungClose(t *testing.T) {
 					cancel()
 				}
 				most := patience / 2
-				if since > 0 {
+				switch {
+				case since > 0:
 					most = 0
+				case inUse: // for any connection to come
+					most = lastResort
 				}
 				want(t, "time that 20 callers took", time.Since(began), most)
 			})
@@ -348,7 +352,7 @@ func TestFailureOfLeftOpen(t *testing.T) {
 			if dials++; dials > 1 {
 				return nil // the server is back
 			}
-			time.Sleep(2 * time.Minute)
+			time.Sleep(5 * time.Second)
 			return errDead
 		}
 		db := open(t, f, newSource("1"), "")
@@ -457,4 +461,32 @@ func TestHungReset(t *testing.T) {
 			want(t, "connections on the old value", f.liveOn("1"), 0)
 		})
 	}
+}
+
+// TestHungOpen: an Open that never returns serves later callers for ten seconds,
+// and then no longer keeps them from an Open of their own.
+func TestHungOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, src, hang := newFake(t), newSource("1"), make(chan bool)
+		var dials atomic.Int64
+		f.onOpen = func(context.Context, string) error {
+			if dials.Add(1) == 1 {
+				<-hang
+			}
+			return nil
+		}
+		db := open(t, f, src, "")
+		defer close(hang)
+		start := time.Now()
+		for range 3 {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			want(t, "error of an impatient caller", db.PingContext(ctx), context.DeadlineExceeded)
+		}
+		want(t, "dials", dials.Load(), 1)
+		must(t, "a patient caller", db.Ping())
+		want(t, "when that was served", time.Since(start), 10*time.Second)
+		must(t, "the next", db.Ping())
+		want(t, "dials", dials.Load(), 2)
+	})
 }

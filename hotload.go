@@ -327,13 +327,14 @@ type connector struct {
 
 	ctx        context.Context // of the watch, and of all else in the background
 	stop       context.CancelFunc
-	background sync.WaitGroup // what stop ends
+	background sync.WaitGroup // what Close waits for; it holds one until it does
 	trying     chan struct{}  // holds an element while a value is being tried
 
 	gen atomic.Pointer[generation] // in force; nil until a first value is accepted
 
 	mu      sync.Mutex // guards the following fields, and changes of gen
 	closed  bool
+	awaited bool                     // Close waits for the background, or has done so
 	first   *firstValue              // nil before the first connect and after a first Watch that failed
 	probing *probe                   // of the value that is to be put in force next; nil if there is none
 	orphans map[*serverConn]struct{} // closing, and counted by no pool
@@ -355,6 +356,7 @@ func newConnector(d dsn, watcher Strategy, real driver.Driver) *connector {
 		orphans: make(map[*serverConn]struct{}),
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
+	c.background.Add(1)
 	return c
 }
 
@@ -419,6 +421,20 @@ func (c *connector) Close() error {
 
 	limit, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	g := c.gen.Load()
+	if g != nil {
+		g.dropSpares()
+	}
+	for s := c.takeOrphan(); s != nil && limit.Err() == nil; s = c.takeOrphan() {
+		select {
+		case <-s.done:
+		case <-limit.Done():
+		}
+	}
+	c.mu.Lock()
+	c.awaited = true
+	c.mu.Unlock()
+	c.background.Done()
 	ended := make(chan struct{})
 	go func() {
 		c.background.Wait()
@@ -428,16 +444,8 @@ func (c *connector) Close() error {
 	case <-ended:
 	case <-limit.Done():
 	}
-	g := c.gen.Load()
 	if g == nil {
 		return nil
-	}
-	g.dropSpares()
-	for s := c.takeOrphan(); s != nil && limit.Err() == nil; s = c.takeOrphan() {
-		select {
-		case <-s.done:
-		case <-limit.Done():
-		}
 	}
 	closed := make(chan error, 1)
 	go func() { closed <- g.close() }()
@@ -454,11 +462,11 @@ func (c *connector) Close() error {
 	}
 }
 
-// inBackground has DB.Close wait for f, for a while, unless it has begun to.
+// inBackground has Close wait for f, for a while, unless it has begun to.
 func (c *connector) inBackground(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	if c.awaited {
 		go f()
 	} else {
 		c.background.Go(f)
@@ -1039,8 +1047,10 @@ func (g *generation) goneLocked() bool {
 }
 
 func (g *generation) drained() {
-	g.c.logger().Info("hotload: generation drained", "generation", g.number)
-	g.c.inBackground(func() { g.close() })
+	g.c.inBackground(func() {
+		g.c.logger().Info("hotload: generation drained", "generation", g.number)
+		g.close()
+	})
 }
 
 // close closes the driver's connector, which happens once: when the
@@ -1312,9 +1322,9 @@ func (s *serverConn) closeConn() {
 	if s.forced {
 		s.endKept(nil)
 	}
+	s.gen.remove(s)
 	close(s.done)
 	s.gen.c.removeOrphan(s)
-	s.gen.remove(s)
 }
 
 // awaitClose waits for the connection to be closed, while patience with it lasts
