@@ -490,3 +490,54 @@ func TestHungOpen(t *testing.T) {
 		want(t, "dials", dials.Load(), 2)
 	})
 }
+
+// TestManyStatements: with forceKill each statement of a connection that closes
+// has a second, not all of them together.
+func TestManyStatements(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		f.onCall = func(_ context.Context, c *fakeConn, call string) error {
+			if strings.HasPrefix(call, "Close ") {
+				time.Sleep(200 * time.Millisecond)
+			}
+			return nil
+		}
+		db := open(t, ctxFake{f}, src, "forceKill=true")
+		db.SetMaxOpenConns(1)
+		for i := range 10 {
+			_, err := db.Prepare(fmt.Sprint("insert ", i))
+			must(t, "prepare", err)
+		}
+		src.set("2")
+		await(t, "the connection to be closed", func() bool { return f.liveOn("1") == 0 })
+		want(t, "value", ask(t, db), "2")
+	})
+}
+
+// TestHurriedCaller: who has no time to wait for a connection that is closing
+// leaves that to others, DB.Close among them.
+func TestHurriedCaller(t *testing.T) {
+	for _, returned := range []bool{false, true} { // its place is taken, or given up
+		bubble(t, fmt.Sprint("returned=", returned), func(t *testing.T) {
+			f, src := newFake(t), newSource("1")
+			f.onClose = func(c *fakeConn) {
+				if c.value == "1" {
+					time.Sleep(500 * time.Millisecond)
+				}
+			}
+			db := open(t, ctxFake{f}, src, "")
+			if returned {
+				db.SetMaxIdleConns(-1)
+			}
+			conn, err := db.Conn(t.Context())
+			must(t, "conn", err)
+			src.set("2")
+			must(t, "Conn.Close", conn.Close())
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			defer cancel()
+			must(t, "ping", db.PingContext(ctx))
+			db.Close()
+			want(t, "connections on the old value after DB.Close", f.liveOn("1"), 0)
+		})
+	}
+}

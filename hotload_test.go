@@ -1325,8 +1325,13 @@ func TestClosers(t *testing.T) {
 
 // A closerDriver makes connectors that are io.Closers.
 type closerDriver struct {
-	ctxFake
+	contextDriver
 	closed func(value string)
+}
+
+type contextDriver interface {
+	driver.Driver
+	driver.DriverContext
 }
 
 type closerConnector struct {
@@ -1335,7 +1340,7 @@ type closerConnector struct {
 }
 
 func (d closerDriver) OpenConnector(value string) (driver.Connector, error) {
-	c, err := d.ctxFake.OpenConnector(value)
+	c, err := d.contextDriver.OpenConnector(value)
 	return closerConnector{c, func() { d.closed(value) }}, err
 }
 

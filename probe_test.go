@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -740,5 +741,63 @@ func TestSecrets(t *testing.T) {
 			}
 		}
 		t.Logf("%d values, %d lines and error texts searched", len(values), searched)
+	})
+}
+
+// TestProbeDrains: the connection of a try belongs to the generation that the
+// try makes, which has not drained while that is closing.
+func TestProbeDrains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := collect(t)
+		f, src := newFake(t), newSource("1")
+		hang := make(chan bool)
+		var tried atomic.Bool
+		f.onClose = func(c *fakeConn) {
+			if c.value == "2" && !tried.Swap(true) {
+				<-hang
+			}
+		}
+		db := open(t, ctxFake{f}, src, "probe=true")
+		want(t, "value", ask(t, db), "1")
+		for _, value := range []string{"2", "3"} {
+			src.set(value)
+			time.Sleep(2 * time.Second) // more than is waited for a Close
+			want(t, "value", ask(t, db), value)
+		}
+		want(t, "drained while a connection is open", log.count("generation drained", "generation=2"), 0)
+		close(hang)
+		synctest.Wait()
+		want(t, "drained", log.count("generation drained", "generation=2"), 1)
+	})
+}
+
+// TestProbeHangingConnector: a connector of an overtaken value that hangs in its
+// Close does not hold up the value that overtook it.
+func TestProbeHangingConnector(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		f.onOpen = func(_ context.Context, value string) error {
+			if value == "2" {
+				time.Sleep(3 * time.Second)
+			}
+			return nil
+		}
+		hang := make(chan bool)
+		var closed atomic.Int64
+		d := closerDriver{heedless{ctxFake{f}}, func(value string) {
+			if closed.Add(1); value == "2" {
+				<-hang
+			}
+		}}
+		db := open(t, d, src, "probe=true")
+		want(t, "value", ask(t, db), "1")
+		src.set("2")
+		time.Sleep(time.Second)
+		src.set("3")
+		time.Sleep(10 * time.Second)
+		want(t, "value", ask(t, db), "3")
+		close(hang)
+		synctest.Wait()
+		want(t, "connectors closed", closed.Load(), 2)
 	})
 }
