@@ -425,7 +425,9 @@ func TestIdle(t *testing.T) {
 		for range 10 {
 			receive(t, "Close of a connection", g.arrived)
 		}
-		want(t, "accepted", log.count("hotload: value accepted", "generation=2", "closed=10", "in_use=0"), 1)
+		await(t, "accepted", func() bool {
+			return log.count("hotload: value accepted", "generation=2", "closed=10", "in_use=0") == 1
+		})
 	})
 	t.Run("R-17/a Close that blocks holds up nobody", func(t *testing.T) {
 		src.set("3")
@@ -435,7 +437,7 @@ func TestIdle(t *testing.T) {
 	close(g.open)
 	await(t, "generation 1 drained", func() bool { return log.count("hotload: generation drained", "generation=1") == 1 })
 	want(t, "value", ask(t, db), "3")
-	want(t, "drained", log.count("hotload: generation drained", "generation=2"), 1)
+	await(t, "generation 2 drained", func() bool { return log.count("hotload: generation drained", "generation=2") == 1 })
 }
 
 // TestInUse proves that what is in use lives through ten changes on its own

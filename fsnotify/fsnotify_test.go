@@ -1205,6 +1205,7 @@ func TestOutageLogged(t *testing.T) {
 	time.Sleep(50 * time.Millisecond) // some polls
 	replace(t, path, "S3CRET 1")
 	receive(t, values)
+	await(t, "another log line", func() bool { return len(log.lines()) > 1 })
 	want := []string{
 		`level=WARN msg="hotload: file unusable, keeping the last value" strategy=fsnotify path=` + path + ` error="hotload: fsnotify: ` + path + ` holds a NUL byte, want a connection string in UTF-8"`,
 		`level=INFO msg="hotload: file usable again" strategy=fsnotify path=` + path,
