@@ -424,11 +424,11 @@ func TestLogOrder(t *testing.T) {
 	}
 }
 
-// TestHungReset: a driver that asks its server something in ResetSession, and
-// waits, is no reason to wait for a server that was left: nothing has run yet.
+// TestHungReset: with forceKill a driver that asks its server something in
+// ResetSession, and waits, is no reason to wait for a server that was left.
 func TestHungReset(t *testing.T) {
-	for _, options := range []string{"", "forceKill=true"} {
-		bubble(t, "options="+options, func(t *testing.T) {
+	for _, options := range []string{"forceKill=true", "forceKill=1h"} {
+		bubble(t, options, func(t *testing.T) {
 			f, src := newFake(t), newSource("1")
 			resets := make(chan error, 1)
 			f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
@@ -540,4 +540,25 @@ func TestHurriedCaller(t *testing.T) {
 			want(t, "connections on the old value after DB.Close", f.liveOn("1"), 0)
 		})
 	}
+}
+
+// TestPatientCallers: who waits for a hung host for long has one Open, not one
+// more every ten seconds.
+func TestPatientCallers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, hang := newFake(t), make(chan bool)
+		f.onOpen = func(context.Context, string) error {
+			<-hang
+			return nil
+		}
+		db := open(t, f, newSource("1"), "")
+		var callers sync.WaitGroup
+		for range 2 {
+			callers.Go(func() { must(t, "ping", db.Ping()) })
+		}
+		time.Sleep(10 * time.Minute)
+		want(t, "most Opens at a time", f.maxDialing.Load(), 2)
+		close(hang)
+		callers.Wait()
+	})
 }

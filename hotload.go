@@ -447,15 +447,17 @@ func (c *connector) Close() error {
 	if g == nil {
 		return nil
 	}
-	closed := make(chan error, 1)
-	go func() { closed <- g.close() }()
+	closed := make(chan dialed, 1)
+	go func() { closed <- dialed{err: g.close()} }()
 	select {
-	case err := <-closed:
+	case d := <-closed:
+		_, err := d.result()
 		return err
 	case <-limit.Done():
 	}
 	select { // it has not had its time if others used it up
-	case err := <-closed:
+	case d := <-closed:
+		_, err := d.result()
 		return err
 	case <-time.After(patience / 10):
 		return nil
@@ -903,9 +905,9 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 // an Open to the one that has waited longest, all else to the one it was begun
 // for.
 func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result chan<- dialed) {
-	var late *time.Timer
+	o := &opening{result: result}
 	if g.connector == nil {
-		late = time.AfterFunc(spareLife, g.late)
+		g.expireLater(o)
 	}
 	ci, err := g.connect(ctx)
 	var s *serverConn
@@ -917,7 +919,7 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 	}
 	g.mu.Lock()
 	g.dialing--
-	if g.connector == nil && !late.Stop() {
+	if o.ended = true; o.overdue {
 		g.overdue--
 	}
 	if s != nil {
@@ -927,14 +929,14 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 		result = g.waiting[0]
 	}
 	i := slices.Index(g.waiting, result)
-	spare := i < 0 && s != nil && g.connector == nil
+	spare := i < 0 && s != nil && g.connector == nil && !o.overdue
 	switch {
 	case i >= 0:
 		g.waiting = slices.Delete(g.waiting, i, i+1)
 		result <- dialed{s, err}
 	case spare:
 		g.spares = append(g.spares, s)
-	case g.connector == nil: // it failed its caller, who has left; others wait
+	case g.connector == nil && err != nil: // it failed its caller, who has left; others wait
 		g.openAgainLocked()
 	}
 	gone := g.goneLocked()
@@ -953,12 +955,29 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 	}
 }
 
-// late takes an Open that lasts too long for one that serves nobody any more.
-func (g *generation) late() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.overdue++
-	g.openAgainLocked()
+// An opening is an Open in progress, guarded by generation.mu.
+type opening struct {
+	result  chan<- dialed // for the caller that it was begun for
+	ended   bool
+	overdue bool
+}
+
+// expireLater takes an Open whose caller has left for one that serves nobody any
+// more, if it lasts too long.
+func (g *generation) expireLater(o *opening) {
+	time.AfterFunc(spareLife, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		switch {
+		case o.ended:
+		case slices.Contains(g.waiting, o.result):
+			g.expireLater(o)
+		default:
+			o.overdue = true
+			g.overdue++
+			g.openAgainLocked()
+		}
+	})
 }
 
 // openAgainLocked calls Open if fewer serve callers than there are.
@@ -988,6 +1007,12 @@ func recoverPanic(err *error) {
 	if v := recover(); v != nil {
 		*err = &driverPanic{v}
 	}
+}
+
+// recovered calls a Close of the driver's.
+func recovered(f func() error) (err error) {
+	defer recoverPanic(&err)
+	return f()
 }
 
 // dropSpares closes the connections that are kept for no caller.
@@ -1057,7 +1082,7 @@ func (g *generation) drained() {
 // generation has drained, or is in force at DB.Close, or never was in force.
 func (g *generation) close() error {
 	if c, ok := g.connector.(io.Closer); ok {
-		return c.Close()
+		return recovered(c.Close)
 	}
 	return nil
 }
@@ -1212,7 +1237,6 @@ type serverConn struct {
 	// Used by the owner alone.
 	stmts []*prepared // open
 	outs  []*callCtx  // kept, of Execs that may have set a cursor
-	reset *callCtx    // for ResetSession; nil if there is no resetter
 
 	// call is the context of the call in progress, if it has one. The owner sets
 	// it before the state is calling; who makes that killing reads it.
@@ -1232,9 +1256,7 @@ func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *se
 	if s.forced {
 		s.busy = calling
 	}
-	if s.resetter, _ = ci.(driver.SessionResetter); s.resetter != nil {
-		s.reset = &callCtx{gen: g.ctx}
-	}
+	s.resetter, _ = ci.(driver.SessionResetter)
 	s.validator, _ = ci.(driver.Validator)
 	s.checker, _ = ci.(driver.NamedValueChecker)
 	switch ci := ci.(type) {
@@ -1299,12 +1321,12 @@ func (s *serverConn) closeOnce() {
 	}
 	for _, st := range s.stmts {
 		if !s.forced {
-			st.si.Close()
+			recovered(st.si.Close)
 			continue
 		}
 		// The last resort, also here: one that hangs does not keep the connection open.
 		limit := time.AfterFunc(patience, s.closeConn)
-		st.si.Close()
+		recovered(st.si.Close)
 		if !limit.Stop() {
 			return
 		}
@@ -1314,10 +1336,7 @@ func (s *serverConn) closeOnce() {
 
 // closeConn closes the driver's connection.
 func (s *serverConn) closeConn() {
-	func() {
-		defer recoverPanic(&s.err)
-		s.err = s.ci.Close()
-	}()
+	s.err = recovered(s.ci.Close)
 	s.cancel()
 	if s.forced {
 		s.endKept(nil)
@@ -1506,15 +1525,24 @@ func (p *conn) ResetSession(ctx context.Context) error {
 	}
 	var err error
 	if s.resetter != nil {
-		reset := s.reset
-		reset.Context = ctx
-		err = s.resetter.ResetSession(reset)
-		if reset.end(nil) {
-			s.reset = &callCtx{gen: s.gen.ctx} // the driver may know that one still
-		}
+		err = s.resetSession(ctx)
 	}
 	if !s.release() {
 		return nil
+	}
+	return err
+}
+
+// resetSession calls the driver. With forceKill it does not wait for a server
+// that was left, which a driver may ask something: nothing would be lost.
+func (s *serverConn) resetSession(caller context.Context) error {
+	if !s.forced {
+		return s.resetter.ResetSession(caller)
+	}
+	ctx := &callCtx{Context: caller, gen: s.gen.ctx}
+	err := s.resetter.ResetSession(ctx)
+	if ctx.made.Load() != nil { // else the driver may keep it for when it comes to reset the session
+		ctx.end(nil)
 	}
 	return err
 }
@@ -1536,9 +1564,6 @@ func (p *conn) IsValid() bool {
 	if owned := !s.forced && s.state.Load() == inUse; !owned && !p.hold() {
 		p.park()
 		return true
-	}
-	if s.reset != nil {
-		s.reset.Context = context.Background() // the pool keeps no caller's
 	}
 	if s.forced {
 		s.dropCalls()
@@ -2042,19 +2067,26 @@ func (s *serverConn) endKept(cause error) {
 }
 
 // A callCtx is a caller's context for a call of the driver, which hotload can
-// end. It is what context.WithCancelCause makes of that, but makes it only when
+// end. It is what context.WithCancelCause makes of that, but is made only when
 // the driver asks for Done, or when it is killed: most calls do not come to that.
 type callCtx struct {
-	context.Context                 // the caller's
-	gen             context.Context // ends it too, unless nil
-	made            atomic.Pointer[madeCtx]
-	index           int // in serverConn.kept
+	context.Context                         // the caller's
+	gen             context.Context         // ends it too, unless nil
+	made            atomic.Pointer[madeCtx] // over if it ended before
+	index           int                     // in serverConn.kept
 }
 
 type madeCtx struct {
 	context.Context
 	cancel context.CancelCauseFunc
 }
+
+// over has ended.
+var over = func() *madeCtx {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(nil)
+	return &madeCtx{ctx, cancel}
+}()
 
 func (c *callCtx) make() *madeCtx {
 	if c.made.Load() == nil {
@@ -2066,6 +2098,9 @@ func (c *callCtx) make() *madeCtx {
 				stop()
 				cancel(cause)
 			}
+			if c.gen.Err() != nil { // as Err has said, perhaps
+				cancel(nil)
+			}
 		}
 		if !c.made.CompareAndSwap(nil, m) {
 			m.cancel(nil)
@@ -2074,16 +2109,10 @@ func (c *callCtx) make() *madeCtx {
 	return c.made.Load()
 }
 
-// end reports whether there was anything to end.
-func (c *callCtx) end(cause error) bool {
-	m := c.made.Load()
-	if m == nil && cause != nil {
-		m = c.make()
+func (c *callCtx) end(cause error) {
+	if cause != nil || !c.made.CompareAndSwap(nil, over) {
+		c.make().cancel(cause)
 	}
-	if m != nil {
-		m.cancel(cause)
-	}
-	return m != nil
 }
 
 func (c *callCtx) Done() <-chan struct{} { return c.make().Done() }
@@ -2101,7 +2130,7 @@ func (c *callCtx) Err() error {
 // Value makes package context take a callCtx for one of its own, where that is
 // what it asks.
 func (c *callCtx) Value(key any) any {
-	if m := c.made.Load(); m != nil {
+	if m := c.made.Load(); m != nil && m != over {
 		return m.Value(key)
 	}
 	return c.Context.Value(key)

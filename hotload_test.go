@@ -701,23 +701,31 @@ func TestDial(t *testing.T) {
 		want(t, "value", ask(t, db), "1")
 		want(t, "Opens", f.opened.Load(), 1)
 	})
-	t.Run("an Open that was left and serves nobody is closed", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			f := newFake(t)
-			f.onOpen = func(context.Context, string) error { time.Sleep(time.Minute); return nil }
-			db := open(t, f, newSource("1"), "")
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			defer cancel()
-			if err := db.PingContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("ping: %v", err)
-			}
-			time.Sleep(time.Minute)
-			want(t, "connections", len(f.live()), 1)
-			time.Sleep(time.Minute)
-			want(t, "connections", len(f.live()), 0)
-			db.Close()
+	for _, tt := range []struct {
+		takes time.Duration
+		kept  int
+	}{
+		{5 * time.Second, 1},
+		{time.Minute, 0}, // too old by then
+	} {
+		t.Run(fmt.Sprintf("an Open of %v that was left and serves nobody is closed", tt.takes), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(t)
+				f.onOpen = func(context.Context, string) error { time.Sleep(tt.takes); return nil }
+				db := open(t, f, newSource("1"), "")
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				if err := db.PingContext(ctx); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("ping: %v", err)
+				}
+				time.Sleep(tt.takes)
+				want(t, "connections", len(f.live()), tt.kept)
+				time.Sleep(time.Minute)
+				want(t, "connections", len(f.live()), 0)
+				db.Close()
+			})
 		})
-	})
+	}
 }
 
 // TestMoments are changes at moments that are easily got wrong.

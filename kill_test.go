@@ -390,7 +390,6 @@ func TestKillContextsEnd(t *testing.T) {
 			closing[call] = ctxs["Begin"].Err()
 		}
 		ctxs[call] = ctx
-		ctx.Done() // as a driver does that heeds it
 		return nil
 	}
 	db := open(t, ctxFake{f}, src, "forceKill=true")

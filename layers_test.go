@@ -443,7 +443,6 @@ func TestOutCursor(t *testing.T) {
 				_, err = conn.ExecContext(t.Context(), "open ?", out)
 			}
 			must(t, "exec", err)
-			cursor.(*fakeRows).ctx.Done() // as a driver does that heeds it
 			must(t, "Next of the cursor", cursor.Next(make([]driver.Value, 1)))
 			must(t, "another call", conn.PingContext(t.Context()))
 			want(t, "end of the cursor", cursor.Next(nil), io.EOF)
