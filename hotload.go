@@ -690,7 +690,7 @@ func (c *connector) newGeneration(value string) (*generation, error) {
 		c.refuse("", "empty", nil)
 		return nil, fmt.Errorf("hotload: strategy %q delivered an empty connection string for %s", c.strategy, c.path)
 	}
-	g := &generation{c: c, value: value, gone: make(chan struct{}), conns: make(map[*serverConn]struct{})}
+	g := &generation{c: c, value: value, gone: make(chan struct{})}
 	if d, ok := c.real.(driver.DriverContext); ok {
 		err := func() (err error) {
 			defer recoverPanic(&err)
@@ -811,9 +811,9 @@ type generation struct {
 	end       context.CancelFunc
 	gone      chan struct{} // closed when it is superseded and its last connection is gone
 
-	mu      sync.Mutex // guards the following fields
-	retired bool       // superseded, and what comes before "drained" has been logged
-	conns   map[*serverConn]struct{}
+	mu      sync.Mutex      // guards the following fields
+	retired bool            // superseded, and what comes before "drained" has been logged
+	conns   []*serverConn   // not closed, each at its place
 	dialing int             // calls of the driver's Open or Connect in progress
 	overdue int             // of those, Opens that serve no caller any more
 	waiting []chan<- dialed // callers that wait for one, oldest first
@@ -923,7 +923,7 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 		g.overdue--
 	}
 	if s != nil {
-		g.conns[s] = struct{}{}
+		g.addLocked(s)
 	}
 	if g.connector == nil && err == nil && len(g.waiting) > 0 {
 		result = g.waiting[0]
@@ -1031,13 +1031,21 @@ func (g *generation) dropSpares() {
 func (g *generation) connections() []*serverConn {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return slices.AppendSeq(make([]*serverConn, 0, len(g.conns)), maps.Keys(g.conns))
+	return slices.Clone(g.conns)
+}
+
+func (g *generation) addLocked(s *serverConn) {
+	s.place = len(g.conns)
+	g.conns = append(g.conns, s)
 }
 
 // remove forgets a connection that is closed.
 func (g *generation) remove(s *serverConn) {
 	g.mu.Lock()
-	delete(g.conns, s)
+	last := len(g.conns) - 1
+	g.conns[s.place], g.conns[last].place = g.conns[last], s.place
+	g.conns[last] = nil
+	g.conns = g.conns[:last]
 	gone := g.goneLocked()
 	g.mu.Unlock()
 	if gone {
@@ -1170,7 +1178,7 @@ func (g *generation) try(ctx context.Context) (err error) {
 	s := newServerConn(g, ci, cancel)
 	s.state.Store(parked)
 	g.mu.Lock()
-	g.conns[s] = struct{}{}
+	g.addLocked(s)
 	g.mu.Unlock()
 	defer func() { // also when Ping panics
 		s.awaitClose(context.Background())
@@ -1222,6 +1230,7 @@ const (
 // done to a server connection that was retired cannot touch its successor.
 type serverConn struct {
 	gen    *generation
+	place  int // in gen.conns, guarded by gen.mu
 	ci     driver.Conn
 	forced bool  // forceKill
 	busy   int32 // what a call makes of clean: calling with forceKill, else inUse
