@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -550,4 +551,35 @@ func (f panickingFake) OpenConnector(value string) (driver.Connector, error) {
 		panic("a bug in the driver")
 	}
 	return f.ctxFake.OpenConnector(value)
+}
+
+// TestPanicInClose: a driver that panics when it closes what a change retires
+// ends nothing else; in DB.Close the panic is the caller's.
+func TestPanicInClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const bug = "a bug in the driver"
+		log := collect(t)
+		f, src := newFake(t), newSource("1")
+		f.onCall = func(_ context.Context, c *fakeConn, call string) error {
+			if c.value == "1" && strings.HasPrefix(call, "Close ") {
+				panic(bug)
+			}
+			return nil
+		}
+		f.onClose = func(c *fakeConn) {
+			if c.value == "1" {
+				panic(bug)
+			}
+		}
+		f.lenient.Store(true) // the statement is not closed
+		db := open(t, closerDriver{ctxFake{f}, func(string) { panic(bug) }}, src, "")
+		_, err := db.Prepare("insert")
+		must(t, "prepare", err)
+		src.set("2")
+		want(t, "value", ask(t, db), "2")
+		synctest.Wait()
+		want(t, "drained", log.count("generation drained", "generation=1"), 1)
+		defer func() { want(t, "panic of DB.Close", recover(), any(bug)) }()
+		db.Close()
+	})
 }
