@@ -562,3 +562,70 @@ func TestPatientCallers(t *testing.T) {
 		callers.Wait()
 	})
 }
+
+// TestKilledRowsContext: rows are interrupted through the context of their
+// query, though another call on the connection came later.
+func TestKilledRowsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		f.rowCount = 2
+		var cause error
+		f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
+			if call != "Next" || c.value != "1" {
+				return nil
+			}
+			<-ctx.Done()
+			cause = context.Cause(ctx)
+			return ctx.Err()
+		}
+		db := open(t, ctxFake{f}, src, "forceKill=true")
+		tx, err := db.Begin()
+		must(t, "begin", err)
+		defer tx.Rollback()
+		rows, err := tx.Query("select")
+		must(t, "query", err)
+		defer rows.Close()
+		_, err = tx.Exec("insert")
+		must(t, "exec", err)
+		more := make(chan bool)
+		go func() { more <- rows.Next() }()
+		synctest.Wait()
+		start := time.Now()
+		src.set("2")
+		want(t, "another row", <-more, false)
+		want(t, "time until Next returned", time.Since(start), 0)
+		want(t, "cause of the context's end", cause, hotload.ErrKilled)
+		mustBeKilled(t, "the rows", rows.Err())
+	})
+}
+
+// TestLeftConnectEnds: the context of a Connect ends when its generation is
+// superseded, and when its caller leaves.
+func TestLeftConnectEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		ended := make(chan error, 1)
+		f.onOpen = func(ctx context.Context, value string) error {
+			if value != "1" {
+				return nil
+			}
+			<-ctx.Done()
+			ended <- ctx.Err()
+			return ctx.Err()
+		}
+		db := open(t, ctxFake{f}, src, "")
+		ctx, cancel := context.WithCancel(t.Context())
+		left := make(chan error)
+		go func() { left <- db.PingContext(ctx) }()
+		synctest.Wait()
+		cancel()
+		want(t, "error of a caller who leaves", <-left, context.Canceled)
+		want(t, "how his Connect ended", <-ended, context.Canceled)
+		value := make(chan string)
+		go func() { value <- ask(t, db) }()
+		synctest.Wait()
+		src.set("2")
+		want(t, "how the old Connect ended", <-ended, context.Canceled)
+		want(t, "value", <-value, "2")
+	})
+}
