@@ -843,7 +843,8 @@ const spareLife = 10 * time.Second
 // dial opens a server connection, unless the caller's context ends or the
 // generation is superseded. The driver is called in a goroutine that the caller can
 // leave. An Open, which has no context, goes on then and serves the next
-// caller, so that there are never more of them than there were callers at a time.
+// caller, so that there are never more of them than there were callers at a
+// time, save those that have expired.
 func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
@@ -919,7 +920,8 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 	}
 	g.mu.Lock()
 	g.dialing--
-	if o.ended = true; o.overdue {
+	o.ended = true
+	if o.overdue {
 		g.overdue--
 	}
 	if s != nil {
