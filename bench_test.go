@@ -119,7 +119,7 @@ var operations = []struct {
 var modes = []string{"direct", "graceful", "forceKill"}
 
 // openNop opens a sql.DB on a nop.
-func openNop(b *testing.B, mode string) *sql.DB {
+func openNop(b testing.TB, mode string) *sql.DB {
 	if mode == "direct" {
 		return sql.OpenDB(nop{})
 	}
@@ -139,6 +139,37 @@ func inParallel(n int, f func()) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestAllocations holds each operation to what it may allocate beyond what
+// database/sql and the driver do: nothing, and with forceKill the context of
+// each call, and what makes a transaction or rows end when they are killed.
+func TestAllocations(t *testing.T) {
+	forceKill := map[string]float64{"exec": 1, "query": 2, "transaction": 3, "statement": 1}
+	for _, op := range operations {
+		t.Run(op.name, func(t *testing.T) {
+			got := make(map[string]float64)
+			for _, mode := range modes {
+				db := openNop(t, mode)
+				defer db.Close()
+				stmt, err := db.Prepare("insert")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer stmt.Close()
+				got[mode] = testing.AllocsPerRun(500, func() {
+					if err := op.run(db, stmt); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			for mode, more := range map[string]float64{"graceful": 0, "forceKill": forceKill[op.name]} {
+				if got[mode] > got["direct"]+more {
+					t.Errorf("%s: %v allocations, want %v and at most %v more", mode, got[mode], got["direct"], more)
+				}
+			}
+		})
+	}
 }
 
 // BenchmarkOperation measures operations on a driver that does nothing, used

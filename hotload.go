@@ -1252,6 +1252,7 @@ type serverConn struct {
 	// call is the context of the call in progress, if it has one. The owner sets
 	// it before the state is calling; who makes that killing reads it.
 	call *callCtx
+	next *callCtx // unused yet, allocated with that of ResetSession; the owner's
 
 	cancel  context.CancelFunc        // ends the dial's context, which the driver may hold on to
 	closing atomic.Pointer[time.Time] // when its closing was begun, if it was
@@ -1550,7 +1551,9 @@ func (s *serverConn) resetSession(caller context.Context) error {
 	if !s.forced {
 		return s.resetter.ResetSession(caller)
 	}
-	ctx := &callCtx{Context: caller, gen: s.gen.ctx}
+	ctxs := &[2]callCtx{{Context: caller, gen: s.gen.ctx}}
+	ctx := &ctxs[0]
+	s.next = &ctxs[1]
 	err := s.resetter.ResetSession(ctx)
 	if ctx.made.Load() != nil { // else the driver may keep it for when it comes to reset the session
 		ctx.end(nil)
@@ -1986,7 +1989,11 @@ func (s *serverConn) beginForced(caller context.Context) (*serverConn, context.C
 	if s.state.Load() != inUse {
 		return nil, nil, ErrKilled
 	}
-	s.call = &callCtx{Context: caller}
+	s.call, s.next = s.next, nil
+	if s.call == nil {
+		s.call = new(callCtx)
+	}
+	s.call.Context = caller
 	if !s.enter() {
 		return nil, nil, ErrKilled
 	}
@@ -2034,7 +2041,7 @@ func isCursor(dest any) bool {
 // dropCalls drops the contexts of calls that are over when the connection is
 // returned to the pool.
 func (s *serverConn) dropCalls() {
-	s.call = nil
+	s.call, s.next = nil, nil
 	for _, ctx := range s.outs {
 		s.drop(ctx)
 	}
