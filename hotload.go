@@ -425,12 +425,6 @@ func (c *connector) Close() error {
 	if g != nil {
 		g.dropSpares()
 	}
-	for s := c.takeOrphan(); s != nil && limit.Err() == nil; s = c.takeOrphan() {
-		select {
-		case <-s.done:
-		case <-limit.Done():
-		}
-	}
 	c.mu.Lock()
 	c.awaited = true
 	c.mu.Unlock()
@@ -953,7 +947,7 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc, result
 		}
 	}
 	if gone {
-		g.drained()
+		g.c.inBackground(g.drained)
 	}
 }
 
@@ -1051,7 +1045,7 @@ func (g *generation) remove(s *serverConn) {
 	gone := g.goneLocked()
 	g.mu.Unlock()
 	if gone {
-		g.drained()
+		g.drained() // before Close, which waits for the caller
 	}
 }
 
@@ -1062,7 +1056,7 @@ func (g *generation) retire() {
 	gone := g.goneLocked()
 	g.mu.Unlock()
 	if gone {
-		g.drained()
+		g.c.inBackground(g.drained)
 	}
 }
 
@@ -1082,10 +1076,8 @@ func (g *generation) goneLocked() bool {
 }
 
 func (g *generation) drained() {
-	g.c.inBackground(func() {
-		g.c.logger().Info("hotload: generation drained", "generation", g.number)
-		g.close()
-	})
+	g.c.logger().Info("hotload: generation drained", "generation", g.number)
+	g.close()
 }
 
 // close closes the driver's connector, which happens once: when the
@@ -1311,17 +1303,17 @@ func (s *serverConn) release() bool {
 
 // close closes the driver's connection in the background, its prepared
 // statements first as database/sql does, so that nobody has to wait for it.
-func (s *serverConn) close() { go s.closeOnce() }
+func (s *serverConn) close() { s.gen.c.inBackground(s.closeOnce) }
 
 // closeAll is close for many, of which none waits for another. Each goroutine
 // starts the next before it calls the driver: started at the same time, they
 // would keep all else in the program from running.
 func closeAll(conns []*serverConn) {
 	if len(conns) > 0 {
-		go func() {
+		conns[0].gen.c.inBackground(func() {
 			closeAll(conns[1:])
 			conns[0].closeOnce()
-		}()
+		})
 	}
 }
 
@@ -1353,9 +1345,9 @@ func (s *serverConn) closeConn() {
 	if s.forced {
 		s.endKept(nil)
 	}
-	s.gen.remove(s)
-	close(s.done)
+	close(s.done) // first: who waits for it need not wait for the lock that a change's many are removed under
 	s.gen.c.removeOrphan(s)
+	s.gen.remove(s)
 }
 
 // awaitClose waits for the connection to be closed, while patience with it lasts
@@ -1370,7 +1362,7 @@ func (s *serverConn) awaitClose(ctx context.Context) error {
 		if began := s.closing.Load(); began != nil {
 			wait -= time.Since(*began)
 		} else {
-			go s.closeOnce()
+			s.close()
 		}
 	}
 	hurried := false

@@ -1115,6 +1115,23 @@ func closeLeavesNothing(t *testing.T) {
 		db.Close()
 		want(t, "connections", len(f.live()), 0)
 	})
+	closing(t, "while an operation waits for a Close", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+		f.onClose = func(*fakeConn) { time.Sleep(patience / 2) }
+		ask(t, db)
+		src.set("2")
+		answer := make(chan error)
+		go func() {
+			_, err := db.Exec("insert")
+			answer <- err
+		}()
+		synctest.Wait()
+		db.Close()
+		want(t, "connections to 1", f.liveOn("1"), 0)
+		if err := <-answer; err != nil {
+			t.Errorf("the operation that waited: %v", err)
+		}
+		time.Sleep(patience)
+	})
 	closing(t, "in use", func(t *testing.T, f *fake, src *source, db *sql.DB) {
 		tx, err := db.Begin()
 		if err != nil {
@@ -1317,8 +1334,9 @@ func TestClosers(t *testing.T) {
 	t.Run("DB.Close waits for one that is slow", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var closed atomic.Int32
-			src := newSource("1")
-			db := open(t, closerDriver{ctxFake{newFake(t)}, func(value string) {
+			f, src := newFake(t), newSource("1")
+			f.onClose = func(*fakeConn) { time.Sleep(patience / 4) }
+			db := open(t, closerDriver{ctxFake{f}, func(value string) {
 				if value == "1" {
 					time.Sleep(patience / 2)
 				}
