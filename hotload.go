@@ -325,16 +325,16 @@ type connector struct {
 	watcher Strategy
 	real    driver.Driver
 
-	ctx        context.Context // of the watch, and of all else in the background
-	stop       context.CancelFunc
-	background sync.WaitGroup // what Close waits for; it holds one until it does
-	trying     chan struct{}  // holds an element while a value is being tried
+	ctx    context.Context // of the watch, and of all else in the background
+	stop   context.CancelFunc
+	trying chan struct{} // holds an element while a value is being tried
 
 	gen atomic.Pointer[generation] // in force; nil until a first value is accepted
 
 	mu      sync.Mutex // guards the following fields, and changes of gen
 	closed  bool
-	awaited bool                     // Close waits for the background, or has done so
+	running int                      // goroutines in the background
+	ended   chan struct{}            // made by Close, which waits until none of them is left; then closed
 	first   *firstValue              // nil before the first connect and after a first Watch that failed
 	probing *probe                   // of the value that is to be put in force next; nil if there is none
 	orphans map[*serverConn]struct{} // closing, and counted by no pool
@@ -356,7 +356,6 @@ func newConnector(d dsn, watcher Strategy, real driver.Driver) *connector {
 		orphans: make(map[*serverConn]struct{}),
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
-	c.background.Add(1)
 	return c
 }
 
@@ -419,24 +418,22 @@ func (c *connector) Close() error {
 	}
 	c.stop()
 
-	limit, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
+	limit := time.Now().Add(patience)
 	g := c.gen.Load()
 	if g != nil {
 		g.dropSpares()
 	}
-	c.mu.Lock()
-	c.awaited = true
-	c.mu.Unlock()
-	c.background.Done()
 	ended := make(chan struct{})
-	go func() {
-		c.background.Wait()
+	c.mu.Lock()
+	if c.running == 0 {
 		close(ended)
-	}()
+	} else {
+		c.ended = ended
+	}
+	c.mu.Unlock()
 	select {
 	case <-ended:
-	case <-limit.Done():
+	case <-time.After(time.Until(limit)):
 	}
 	if g == nil {
 		return nil
@@ -447,26 +444,32 @@ func (c *connector) Close() error {
 	case d := <-closed:
 		_, err := d.result()
 		return err
-	case <-limit.Done():
-	}
-	select { // it has not had its time if others used it up
-	case d := <-closed:
-		_, err := d.result()
-		return err
-	case <-time.After(patience / 10):
+	case <-time.After(max(time.Until(limit), patience/2)): // it has not had its time if others used it up
 		return nil
 	}
 }
 
-// inBackground has Close wait for f, for a while, unless it has begun to.
+// inBackground calls f in a goroutine that Close waits for, for a while, and
+// for those that it starts in its turn.
 func (c *connector) inBackground(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.awaited {
-		go f()
-	} else {
-		c.background.Go(f)
-	}
+	c.inBackgroundLocked(f)
+}
+
+func (c *connector) inBackgroundLocked(f func()) {
+	c.running++
+	go func() {
+		defer func() { // also when a driver calls runtime.Goexit
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.running--; c.running == 0 && c.ended != nil {
+				close(c.ended)
+				c.ended = nil
+			}
+		}()
+		f()
+	}()
 }
 
 // addOrphan notes a server connection that is closing and has no proxy, or one
@@ -534,7 +537,7 @@ func (c *connector) start(ctx context.Context) error {
 	if w == nil {
 		w = &firstValue{ready: make(chan struct{})}
 		c.first = w
-		c.background.Go(func() { c.run(w) })
+		c.inBackgroundLocked(func() { c.run(w) })
 	}
 	c.mu.Unlock()
 	select {
@@ -675,7 +678,7 @@ func (c *connector) offer(w *firstValue, value string) {
 	if p != nil {
 		p.cancel()
 	}
-	c.background.Go(func() { c.prove(next) })
+	c.inBackground(func() { c.prove(next) })
 }
 
 // newGeneration makes a generation of a value, unless the value is refused.
@@ -790,7 +793,7 @@ func (c *connector) publish(g *generation, p *probe) {
 	}
 	old.retire()
 	if c.forceKill && c.grace > 0 {
-		c.background.Go(func() { c.killLater(old) })
+		c.inBackground(func() { c.killLater(old) })
 	}
 }
 
@@ -1244,7 +1247,6 @@ type serverConn struct {
 	// call is the context of the call in progress, if it has one. The owner sets
 	// it before the state is calling; who makes that killing reads it.
 	call *callCtx
-	next *callCtx // unused yet, allocated with that of ResetSession; the owner's
 
 	cancel  context.CancelFunc        // ends the dial's context, which the driver may hold on to
 	closing atomic.Pointer[time.Time] // when its closing was begun, if it was
@@ -1329,7 +1331,7 @@ func (s *serverConn) closeOnce() {
 			continue
 		}
 		// The last resort, also here: one that hangs does not keep the connection open.
-		limit := time.AfterFunc(patience, s.closeConn)
+		limit := time.AfterFunc(patience, func() { s.gen.c.inBackground(s.closeConn) })
 		recovered(st.si.Close)
 		if !limit.Stop() {
 			return
@@ -1543,9 +1545,7 @@ func (s *serverConn) resetSession(caller context.Context) error {
 	if !s.forced {
 		return s.resetter.ResetSession(caller)
 	}
-	ctxs := &[2]callCtx{{Context: caller, gen: s.gen.ctx}}
-	ctx := &ctxs[0]
-	s.next = &ctxs[1]
+	ctx := &callCtx{Context: caller, gen: s.gen.ctx}
 	err := s.resetter.ResetSession(ctx)
 	if ctx.made.Load() != nil { // else the driver may keep it for when it comes to reset the session
 		ctx.end(nil)
@@ -1583,10 +1583,16 @@ func (p *conn) IsValid() bool {
 
 // Close waits for the driver's Close, but not for long, and not at all if the
 // connection's generation is superseded: database/sql may hold its lock.
-func (p *conn) Close() error {
+func (p *conn) Close() (err error) {
+	if p.alone {
+		defer func() { // also when the driver panics
+			if cerr := p.c.Close(); cerr != nil {
+				err = cerr
+			}
+		}()
+	}
 	p.closed = true
 	s := p.s
-	var err error
 	was := s.state.Swap(parked)
 	ours := was != parked && was != killed // else closed, or closing, since a change
 	if ours {
@@ -1602,11 +1608,6 @@ func (p *conn) Close() error {
 		}
 	default:
 		p.c.addOrphan(s)
-	}
-	if p.alone {
-		if cerr := p.c.Close(); cerr != nil {
-			err = cerr
-		}
 	}
 	return err
 }
@@ -1678,9 +1679,18 @@ func (p *conn) Begin() (driver.Tx, error) {
 }
 
 func (p *conn) BeginTx(caller context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	s, ctx, err := p.begin(caller)
+	s, err := p.ready(caller)
 	if err != nil {
 		return nil, err
+	}
+	ctx := caller
+	var forced *tx
+	if s.forced {
+		forced = &tx{s: s, ctx: callCtx{Context: caller}}
+		ctx = &forced.ctx
+		if err := s.beginForced(&forced.ctx); err != nil {
+			return nil, err
+		}
 	}
 	t, err := begin(ctx, s, opts)
 	if err != nil {
@@ -1689,7 +1699,13 @@ func (p *conn) BeginTx(caller context.Context, opts driver.TxOptions) (driver.Tx
 	if s.resetter == nil || s.validator == nil {
 		t = &spoilingTx{t, p, caller}
 	}
-	return s.tx(t), nil
+	if forced == nil {
+		return t, nil
+	}
+	forced.tx = t
+	s.keep(s.call)
+	s.leave(nil)
+	return forced, nil
 }
 
 // A spoilingTx is a transaction of a driver's connection that is no
@@ -1959,37 +1975,39 @@ func (st *stmt) prepareAgain(caller context.Context, s *serverConn) error {
 // the call while the driver may hold on to it: until a transaction, rows or a
 // statement end.
 func (p *conn) begin(caller context.Context) (*serverConn, context.Context, error) {
-	s := p.s
-	if p.spoiled || s.state.Load() != inUse { // else it was taken already
-		var err error
-		if s, err = p.acquire(caller); err != nil {
-			p.unchecked = false
-			return nil, nil, err
-		}
+	s, err := p.ready(caller)
+	if err != nil || !s.forced {
+		return s, caller, err
 	}
-	if s.forced {
-		return s.beginForced(caller)
-	}
-	return s, caller, nil
+	ctx := &callCtx{Context: caller}
+	return s, ctx, s.beginForced(ctx)
 }
 
-func (s *serverConn) beginForced(caller context.Context) (*serverConn, context.Context, error) {
+// ready takes the server connection, unless it was taken already.
+func (p *conn) ready(caller context.Context) (*serverConn, error) {
+	if s := p.s; s.state.Load() == inUse && !p.spoiled {
+		return s, nil
+	}
+	s, err := p.acquire(caller)
+	if err != nil {
+		p.unchecked = false
+	}
+	return s, err
+}
+
+func (s *serverConn) beginForced(ctx *callCtx) error {
 	switch s.state.Load() {
 	case calling, killing: // since a call of Raw, which has returned
 		s.leave(nil)
 	}
 	if s.state.Load() != inUse {
-		return nil, nil, ErrKilled
+		return ErrKilled
 	}
-	s.call, s.next = s.next, nil
-	if s.call == nil {
-		s.call = new(callCtx)
-	}
-	s.call.Context = caller
+	s.call = ctx
 	if !s.enter() {
-		return nil, nil, ErrKilled
+		return ErrKilled
 	}
-	return s, s.call, nil
+	return nil
 }
 
 // end ends a call, and its context.
@@ -2033,7 +2051,7 @@ func isCursor(dest any) bool {
 // dropCalls drops the contexts of calls that are over when the connection is
 // returned to the pool.
 func (s *serverConn) dropCalls() {
-	s.call, s.next = nil, nil
+	s.call = nil
 	for _, ctx := range s.outs {
 		s.drop(ctx)
 	}
@@ -2052,18 +2070,26 @@ func (s *serverConn) keep(ctx *callCtx) *callCtx {
 	return ctx
 }
 
-// drop ends a context that was kept, if there is one.
+// drop ends a context that was kept, if there is one. It may be called again:
+// who has a transaction from a Raw callback may end it twice.
 func (s *serverConn) drop(ctx *callCtx) {
-	if ctx == nil {
-		return
+	if ctx != nil && s.forget(ctx) {
+		ctx.end(nil)
 	}
+}
+
+func (s *serverConn) forget(ctx *callCtx) bool {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ctx.index < 0 {
+		return false
+	}
 	last := len(s.kept) - 1
 	s.kept[ctx.index], s.kept[last].index = s.kept[last], ctx.index
 	s.kept[last] = nil
 	s.kept = s.kept[:last]
-	s.mu.Unlock()
-	ctx.end(nil)
+	ctx.index = -1
+	return true
 }
 
 // endKept ends the contexts that outlive their call.
@@ -2083,7 +2109,7 @@ type callCtx struct {
 	context.Context                         // the caller's
 	gen             context.Context         // ends it too, unless nil
 	made            atomic.Pointer[madeCtx] // over if it ended before
-	index           int                     // in serverConn.kept
+	index           int                     // in serverConn.kept, if it is kept; -1 once it is dropped
 }
 
 type madeCtx struct {
@@ -2144,16 +2170,6 @@ func (c *callCtx) Value(key any) any {
 		return m.Value(key)
 	}
 	return c.Context.Value(key)
-}
-
-// tx ends a call that returned a transaction.
-func (s *serverConn) tx(t driver.Tx) driver.Tx {
-	if !s.forced {
-		return t
-	}
-	ctx := s.keep(s.call)
-	s.leave(nil)
-	return &tx{s, ctx, t}
 }
 
 // rows ends a call that returned rows, or failed.
@@ -2220,7 +2236,7 @@ func (s *serverConn) kill() bool {
 				time.AfterFunc(patience, func() {
 					// Not its statements: the call in progress holds up their Close.
 					if now := time.Now(); s.state.CompareAndSwap(killing, killed) && s.closing.CompareAndSwap(nil, &now) {
-						s.closeConn()
+						s.gen.c.inBackground(s.closeConn)
 					}
 				})
 				return true
@@ -2287,13 +2303,13 @@ func (e *killedError) As(target any) bool   { return errors.As(e.err, target) }
 // A tx is a transaction that can be killed.
 type tx struct {
 	s   *serverConn
-	ctx *callCtx // kept
+	ctx callCtx // kept
 	tx  driver.Tx
 }
 
 func (t *tx) Commit() error {
 	if !t.s.enter() {
-		t.drop()
+		t.s.drop(&t.ctx)
 		return ErrKilled
 	}
 	return t.end(t.tx.Commit())
@@ -2301,22 +2317,15 @@ func (t *tx) Commit() error {
 
 func (t *tx) Rollback() error {
 	if !t.s.enter() {
-		t.drop()
+		t.s.drop(&t.ctx)
 		return ErrKilled
 	}
 	return t.end(t.tx.Rollback())
 }
 
 func (t *tx) end(err error) error {
-	defer t.drop()
+	defer t.s.drop(&t.ctx)
 	return t.s.leave(err)
-}
-
-// drop ends the context, once: who has the transaction from a Raw callback may
-// end it twice, and by then the slot may be another's.
-func (t *tx) drop() {
-	t.s.drop(t.ctx)
-	t.ctx = nil
 }
 
 // A rows is rows that can be killed. Where the driver's lack an optional
@@ -2352,7 +2361,7 @@ func (r *rows) Columns() []string {
 }
 
 func (r *rows) Close() error {
-	defer func() { r.s.drop(r.ctx); r.ctx = nil }()
+	defer r.s.drop(r.ctx)
 	if !r.s.enter() {
 		return ErrKilled
 	}

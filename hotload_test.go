@@ -1115,6 +1115,23 @@ func closeLeavesNothing(t *testing.T) {
 		db.Close()
 		want(t, "connections", len(f.live()), 0)
 	})
+	closing(t, "just after a change of many", func(t *testing.T, f *fake, src *source, db *sql.DB) {
+		const n = 2000
+		db.SetMaxIdleConns(n)
+		conns := make([]*sql.Conn, n)
+		for i := range conns {
+			var err error
+			if conns[i], err = db.Conn(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, conn := range conns {
+			conn.Close()
+		}
+		src.set("2")
+		db.Close()
+		want(t, "connections", len(f.live()), 0)
+	})
 	closing(t, "while an operation waits for a Close", func(t *testing.T, f *fake, src *source, db *sql.DB) {
 		f.onClose = func(*fakeConn) { time.Sleep(patience / 2) }
 		ask(t, db)
@@ -1254,6 +1271,26 @@ func closeWaitsForNobody(t *testing.T) {
 				t.Errorf("DB.Close took %v", took)
 			}
 		})
+	})
+	closing(t, "with a Close that hangs since long ago", func(t *testing.T, f *fake, src *source, _ *sql.DB) {
+		stuck := make(chan struct{})
+		f.onClose = func(c *fakeConn) {
+			if c.value == "1" {
+				<-stuck
+			}
+		}
+		var closed atomic.Int32
+		db := open(t, closerDriver{ctxFake{f}, func(string) {
+			time.Sleep(patience / 4)
+			closed.Add(1)
+		}}, src, "")
+		ask(t, db)
+		src.set("2")
+		want(t, "value", ask(t, db), "2")
+		db.Close()
+		want(t, "connectors closed", closed.Load(), 1)
+		close(stuck)
+		time.Sleep(patience)
 	})
 	for name, heeds := range map[string]bool{"during Watch": true, "during a Watch that ignores its context": false} {
 		t.Run(name, func(t *testing.T) {

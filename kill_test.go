@@ -781,6 +781,69 @@ func killsDeaf(t *testing.T) {
 	})
 }
 
+// TestCloseAwaitsLastResort: DB.Close waits also for what the last resort closes,
+// and for what is closed after that.
+func TestCloseAwaitsLastResort(t *testing.T) {
+	bubble(t, "call", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		f.lenient.Store(true)
+		shut := make(chan bool)
+		f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
+			if call == "Exec deaf" {
+				<-shut
+				return driver.ErrBadConn
+			}
+			return nil
+		}
+		f.onClose = func(c *fakeConn) {
+			if c.value == "1" {
+				close(shut)
+				time.Sleep(lastResort / 4)
+			}
+		}
+		var closed atomic.Int32
+		db := open(t, closerDriver{ctxFake{f}, func(value string) {
+			if value == "1" {
+				time.Sleep(lastResort / 4)
+			}
+			closed.Add(1)
+		}}, src, "forceKill=true")
+		killed := make(chan error)
+		go func() {
+			_, err := db.Exec("deaf")
+			killed <- err
+		}()
+		synctest.Wait()
+		src.set("2")
+		mustBeKilled(t, "exec", <-killed)
+		db.Close()
+		want(t, "connections", len(f.live()), 0)
+		want(t, "connectors closed", closed.Load(), 2)
+	})
+	bubble(t, "Stmt.Close", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		f.lenient.Store(true)
+		shut := make(chan bool)
+		f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
+			if call == "Close deaf" {
+				<-shut
+			}
+			return nil
+		}
+		f.onClose = func(c *fakeConn) {
+			close(shut)
+			time.Sleep(lastResort / 2)
+		}
+		db := open(t, ctxFake{f}, src, "forceKill=true")
+		_, err := db.Prepare("deaf")
+		must(t, "prepare", err)
+		src.set("2")
+		time.Sleep(lastResort + lastResort/4)
+		db.Close()
+		want(t, "connections", len(f.live()), 0)
+	})
+}
+
 // TestKillBlockedClose: a driver's Close that hangs delays nothing but, for a
 // second, a dial in its place.
 func TestKillBlockedClose(t *testing.T) {

@@ -583,3 +583,18 @@ func TestPanicInClose(t *testing.T) {
 		db.Close()
 	})
 }
+
+// A connection of Driver.Open ends its watch also when the driver's Close panics.
+func TestPanicInCloseOfDriverOpen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const bug = "a bug in the driver"
+		f := newFake(t)
+		f.onClose = func(*fakeConn) { panic(bug) }
+		conn, err := open(t, f, newSource("1"), "").Driver().Open(register(f, newSource("1")))
+		must(t, "Open", err)
+		func() {
+			defer func() { want(t, "panic of Close", recover(), any(bug)) }()
+			conn.Close()
+		}()
+	})
+}
