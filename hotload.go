@@ -35,10 +35,10 @@
 //     on its own connection. "true" ends it at the change. A duration, such as
 //     "30s", ends what is still in use when it has passed.
 //   - probe: with "true", a new value is put in force only once a connection
-//     has been opened with it; until then the pool goes on with the last good
-//     one. The first value is not tried. The default, "false", puts each value
-//     in force at once, because moving off a server may be meant whether or not
-//     the next one is up.
+//     has been opened with it, and pinged if the driver can; until then the
+//     pool goes on with the last good one. The first value is not tried. The
+//     default, "false", puts each value in force at once, because moving off a
+//     server may be meant whether or not the next one is up.
 //
 // [sql.Open] checks the name and starts nothing. The first connection starts
 // the watch and DB.Close ends it.
@@ -68,10 +68,8 @@
 //
 // # Limits
 //
-//   - Only a driver whose OpenConnector parses the connection string can refuse
-//     one: see probe.
-//   - A dial of a driver that takes no context, such as pq.Driver, cannot be
-//     interrupted, only left.
+//   - A dial of a driver that takes no context, such as pq.Driver, can be
+//     abandoned but not interrupted: it goes on in the background.
 //   - A library that wraps hotload has to pass on the Close of its connector,
 //     which ends the watch.
 //
@@ -120,14 +118,16 @@ var (
 // A Strategy watches the place where a connection string is kept. SPEC.md is
 // its contract, and package strategytest tests an implementation against it.
 type Strategy interface {
-	// Watch returns the connection string kept at pth, and a channel that
-	// delivers later ones, of which some may be left out but never the last,
-	// until ctx ends; soon after, the channel is closed. Pth is the path of the
-	// data source name, percent-decoded, with its leading slash; empty if there
-	// is none. An error says why there is no first value, and leaves nothing
-	// running. Options are those of the data source name without hotload's
-	// own; one that the strategy does not know is an error. Watch may be
-	// called by several goroutines at a time, and each watch is independent.
+	// Watch returns the connection string that is kept at pth now, and a channel
+	// that delivers those that replace it. It may skip values, but never the
+	// last one. Soon after ctx has ended it closes the channel. The argument pth
+	// is the path of the data source name, percent-decoded, with its leading
+	// slash, or empty if there is none; options are its options without
+	// hotload's own, and one that the strategy does not know is an error.
+	//
+	// An error says why there is no first value; nothing is left running then.
+	// Watch may be called by several goroutines at a time; each watch is
+	// independent of the others.
 	//
 	// If the channel is closed before ctx ends, the last value stays in force
 	// and hotload calls Watch again, after a while.
@@ -140,9 +140,9 @@ var (
 	strategies = make(map[string]Strategy)
 )
 
-// Register makes a driver available under the name that data source names give
-// as their host. It panics if d is nil, if the name is registered already, and
-// if no data source name could spell it.
+// Register makes a driver available under name, which data source names give as
+// their host. It panics if d is nil, if name is registered already, or if it
+// cannot be the host of a data source name.
 func Register(name string, d driver.Driver) {
 	if d == nil {
 		panic("hotload: Register driver is nil")
@@ -158,9 +158,9 @@ func Register(name string, d driver.Driver) {
 	drivers[name] = d
 }
 
-// RegisterStrategy makes a strategy available under the name that data source
-// names give as their scheme, which is in lower case. It panics if s is nil,
-// if the name is registered already, and if no data source name could spell it.
+// RegisterStrategy makes a strategy available under name, which data source
+// names give as their scheme, in lower case. It panics if s is nil, if name is
+// registered already, or if it cannot be the scheme of a data source name.
 func RegisterStrategy(name string, s Strategy) {
 	if s == nil {
 		panic("hotload: RegisterStrategy strategy is nil")
@@ -178,11 +178,11 @@ func RegisterStrategy(name string, s Strategy) {
 
 // A dsn is a data source name that has been read and found good.
 type dsn struct {
-	strategy, driver, path string
-	options                url.Values // the strategy's
-	forceKill              bool
-	grace                  time.Duration // with forceKill: how long what is in use may go on
-	probe                  bool
+	strategyName, driverName, path string
+	options                        url.Values // the strategy's
+	forceKill                      bool
+	grace                          time.Duration // with forceKill: how long what is in use may go on
+	probe                          bool
 }
 
 // parseDSN reads strategy://driver/path?options. Its errors quote nothing
@@ -201,9 +201,9 @@ func parseDSN(name string) (d dsn, err error) {
 		found bool
 		what  string
 	}{
-		{u.Opaque != "", "has no strategy before its ://"},
+		{u.Opaque != "", `has no strategy before "://"`},
 		{u.User != nil, "has user information, which belongs in the connection string that the strategy delivers"},
-		{u.Hostname() == "", "names no driver after its ://"},
+		{u.Hostname() == "", `names no driver after "://"`},
 		{strings.Contains(u.Host, ":"), "has a port, which belongs in the connection string that the strategy delivers"},
 		{strings.Contains(name, "#"), "has a fragment: write %23 for a # in the path or the options"},
 	} {
@@ -211,7 +211,7 @@ func parseDSN(name string) (d dsn, err error) {
 			return d, errors.New("hotload: the data source name " + bad.what + ": want strategy://driver/path?options")
 		}
 	}
-	d = dsn{strategy: u.Scheme, driver: u.Host, path: u.Path}
+	d = dsn{strategyName: u.Scheme, driverName: u.Host, path: u.Path}
 	if d.options, err = url.ParseQuery(u.RawQuery); err != nil {
 		return d, errors.New("hotload: the options of the data source name cannot be read: " +
 			"want name=value pairs separated by & with special characters percent-encoded")
@@ -269,17 +269,17 @@ func (hotloadDriver) OpenConnector(name string) (driver.Connector, error) {
 	}
 	registryMu.RLock()
 	defer registryMu.RUnlock()
-	watcher, ok := strategies[d.strategy]
+	strategy, ok := strategies[d.strategyName]
 	if !ok {
 		return nil, fmt.Errorf("hotload: unknown strategy %q (registered: %s): forgotten import? "+
-			`(import _ "github.com/infobloxopen/hotload/fsnotify" registers the strategy "fsnotify")`, d.strategy, registered(strategies))
+			`(import _ "github.com/infobloxopen/hotload/fsnotify" registers the strategy "fsnotify")`, d.strategyName, registered(strategies))
 	}
-	real, ok := drivers[d.driver]
+	drv, ok := drivers[d.driverName]
 	if !ok {
 		return nil, fmt.Errorf("hotload: unknown driver %q (registered: %s): forgotten import? "+
-			"(import the driver's package and pass the driver to hotload.Register)", d.driver, registered(drivers))
+			"(import the driver's package and pass the driver to hotload.Register)", d.driverName, registered(drivers))
 	}
-	return newConnector(d, watcher, real), nil
+	return newConnector(d, strategy, drv), nil
 }
 
 func registered[T any](m map[string]T) string {
@@ -322,8 +322,8 @@ const patience = time.Second
 // of them is another one taken, a strategy, a driver or a logger called.
 type connector struct {
 	dsn
-	watcher Strategy
-	real    driver.Driver
+	strategy Strategy
+	driver   driver.Driver
 
 	ctx    context.Context // of the watch, and of all else in the background
 	stop   context.CancelFunc
@@ -335,7 +335,7 @@ type connector struct {
 	closed  bool
 	running int                      // goroutines in the background
 	ended   chan struct{}            // made by Close, which waits until none of them is left; then closed
-	first   *firstValue              // nil before the first connect and after a first Watch that failed
+	first   *firstWatch              // nil before the first connect and after a first Watch that failed
 	probing *probe                   // of the value that is to be put in force next; nil if there is none
 	orphans map[*serverConn]struct{} // closing, and counted by no pool
 
@@ -347,13 +347,13 @@ var (
 	_ io.Closer        = (*connector)(nil)
 )
 
-func newConnector(d dsn, watcher Strategy, real driver.Driver) *connector {
+func newConnector(d dsn, strategy Strategy, drv driver.Driver) *connector {
 	c := &connector{
-		dsn:     d,
-		watcher: watcher,
-		real:    real,
-		trying:  make(chan struct{}, 1),
-		orphans: make(map[*serverConn]struct{}),
+		dsn:      d,
+		strategy: strategy,
+		driver:   drv,
+		trying:   make(chan struct{}, 1),
+		orphans:  make(map[*serverConn]struct{}),
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c
@@ -375,8 +375,8 @@ func (c *connector) connect(ctx context.Context) (*serverConn, error) {
 	if err := c.start(ctx); err != nil {
 		return nil, err
 	}
-	// A pool whose connections are slow to close shall not outgrow its
-	// MaxOpenConns on the server: wait for one that it counts no more.
+	// A pool whose connections are slow to close must not exceed its
+	// MaxOpenConns on the server: wait for one that it no longer counts.
 	if s := c.takeOrphan(); s != nil {
 		if err := s.awaitClose(ctx); err != nil {
 			c.addOrphan(s)
@@ -418,7 +418,7 @@ func (c *connector) Close() error {
 	}
 	c.stop()
 
-	limit := time.Now().Add(patience)
+	deadline := time.Now().Add(patience)
 	g := c.gen.Load()
 	if g != nil {
 		g.dropSpares()
@@ -433,18 +433,17 @@ func (c *connector) Close() error {
 	c.mu.Unlock()
 	select {
 	case <-ended:
-	case <-time.After(time.Until(limit)):
+	case <-time.After(time.Until(deadline)):
 	}
 	if g == nil {
 		return nil
 	}
-	closed := make(chan dialed, 1)
-	go func() { closed <- dialed{err: g.close()} }()
+	closed := make(chan error, 1)
+	go func() { closed <- g.close() }()
 	select {
-	case d := <-closed:
-		_, err := d.result()
-		return err
-	case <-time.After(max(time.Until(limit), patience/2)): // it has not had its time if others used it up
+	case err := <-closed:
+		return repanic(err)
+	case <-time.After(max(time.Until(deadline), patience/2)): // it has not had its time if others used it up
 		return nil
 	}
 }
@@ -472,8 +471,8 @@ func (c *connector) inBackgroundLocked(f func()) {
 	}()
 }
 
-// addOrphan notes a server connection that is closing and has no proxy, or one
-// that is closed already.
+// addOrphan notes a server connection that is closing and has no proxy, unless
+// it is closed already.
 func (c *connector) addOrphan(s *serverConn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -508,12 +507,12 @@ func (c *connector) takeOrphan() *serverConn {
 
 // logger returns the default logger with what identifies the pool.
 func (c *connector) logger() *slog.Logger {
-	return slog.With("strategy", c.strategy, "driver", c.driver, "path", c.path)
+	return slog.With("strategy", c.strategyName, "driver", c.driverName, "path", c.path)
 }
 
-// A firstValue is what the callers of a first connect wait for: the outcome of
+// A firstWatch is what the callers of a first connect wait for: the outcome of
 // the first call of Strategy.Watch, which they share.
-type firstValue struct {
+type firstWatch struct {
 	ready chan struct{} // closed when the first value was taken up, or Watch failed
 	err   error         // why no value is in force; guarded by connector.mu
 }
@@ -525,7 +524,7 @@ func (c *connector) start(ctx context.Context) error {
 	if c.gen.Load() != nil {
 		return nil
 	}
-	if c.watcher == nil {
+	if c.strategy == nil {
 		return errEmptyDSN
 	}
 	c.mu.Lock()
@@ -535,7 +534,7 @@ func (c *connector) start(ctx context.Context) error {
 	}
 	w := c.first
 	if w == nil {
-		w = &firstValue{ready: make(chan struct{})}
+		w = &firstWatch{ready: make(chan struct{})}
 		c.first = w
 		c.inBackgroundLocked(func() { c.run(w) })
 	}
@@ -568,12 +567,12 @@ const (
 
 // run watches until the connector is closed. It ends early if the very first
 // Watch fails: then the next connect starts another.
-func (c *connector) run(w *firstValue) {
+func (c *connector) run(w *firstWatch) {
 	pause := leastWatchPause
 	lost := "" // what was logged of the loss of the watch
 	for first := true; ; first = false {
-		options, _ := url.ParseQuery(c.options.Encode()) // the strategy's to keep
-		value, values, err := c.watcher.Watch(c.ctx, c.path, options)
+		options, _ := url.ParseQuery(c.options.Encode()) // a copy: a strategy that breaks S-15 spoils no later Watch
+		value, values, err := c.strategy.Watch(c.ctx, c.path, options)
 		began := time.Now()
 		switch {
 		case err == nil:
@@ -581,7 +580,7 @@ func (c *connector) run(w *firstValue) {
 				lost = ""
 				c.logger().Info("hotload: watch regained")
 			}
-			c.offer(w, value)
+			c.offer(value)
 		case first:
 			c.mu.Lock()
 			c.first, w.err = nil, err
@@ -591,7 +590,7 @@ func (c *connector) run(w *firstValue) {
 			close(w.ready)
 		}
 		if err == nil {
-			c.follow(w, values)
+			c.follow(values)
 			if time.Since(began) > mostWatchPause {
 				pause = leastWatchPause
 			}
@@ -618,14 +617,14 @@ func (c *connector) run(w *firstValue) {
 // follow takes up what the strategy delivers until it closes the channel. When
 // the connector is closed it waits for that, because then the watch is gone,
 // but not for long: the strategy may be one that ignores its context.
-func (c *connector) follow(w *firstValue, values <-chan string) {
+func (c *connector) follow(values <-chan string) {
 	for {
 		select {
 		case value, ok := <-values:
 			if !ok {
 				return
 			}
-			c.offer(w, value)
+			c.offer(value)
 		case <-c.ctx.Done():
 			limit := time.NewTimer(patience)
 			defer limit.Stop()
@@ -643,7 +642,7 @@ func (c *connector) follow(w *firstValue, values <-chan string) {
 
 // offer takes up a value from the strategy: it is put in force, has to prove
 // itself first, is refused, or is no change.
-func (c *connector) offer(w *firstValue, value string) {
+func (c *connector) offer(value string) {
 	c.mu.Lock()
 	cur, p := c.gen.Load(), c.probing
 	if cur != nil && cur.value == value {
@@ -662,7 +661,7 @@ func (c *connector) offer(w *firstValue, value string) {
 	g, err := c.newGeneration(value)
 	if err != nil {
 		c.mu.Lock()
-		w.err = err
+		c.first.err = err
 		c.mu.Unlock()
 		return
 	}
@@ -685,18 +684,17 @@ func (c *connector) offer(w *firstValue, value string) {
 func (c *connector) newGeneration(value string) (*generation, error) {
 	if strings.TrimSpace(value) == "" {
 		c.refuse("", "empty", nil)
-		return nil, fmt.Errorf("hotload: strategy %q delivered an empty connection string for %s", c.strategy, c.path)
+		return nil, fmt.Errorf("hotload: strategy %q delivered an empty or blank connection string for path %q", c.strategyName, c.path)
 	}
 	g := &generation{c: c, value: value, gone: make(chan struct{})}
-	if d, ok := c.real.(driver.DriverContext); ok {
-		err := func() (err error) {
-			defer recoverPanic(&err)
+	if d, ok := c.driver.(driver.DriverContext); ok {
+		err := recovered(func() (err error) {
 			g.connector, err = d.OpenConnector(value)
 			return err
-		}()
+		})
 		if err != nil {
 			c.refuse(value, "driver", err)
-			return nil, &refusedError{c.strategy, c.driver, c.path, err}
+			return nil, &refusedError{c.strategyName, c.driverName, c.path, err}
 		}
 	}
 	c.refused = ""
@@ -713,8 +711,8 @@ func (c *connector) refuse(value, reason string, err error) {
 	}
 }
 
-// describe returns what may be logged of a driver's error, whose text may
-// quote the connection string.
+// describe returns what may be logged of an error of a driver or a strategy,
+// whose text may quote the connection string.
 func describe(err error) (attrs []any) {
 	if err == nil {
 		return nil
@@ -733,7 +731,8 @@ func describe(err error) (attrs []any) {
 	return attrs
 }
 
-// isSQLState reports whether a driver's code is one, and not perhaps a text.
+// isSQLState reports whether code has the form of an SQLSTATE: a driver could
+// return any text.
 func isSQLState(code string) bool {
 	return len(code) == 5 && strings.Trim(code, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == ""
 }
@@ -746,7 +745,7 @@ type refusedError struct {
 }
 
 func (e *refusedError) Error() string {
-	return fmt.Sprintf("hotload: driver %q refused the connection string that strategy %q delivered for %s with a %T "+
+	return fmt.Sprintf("hotload: driver %q refused the connection string that strategy %q delivered for path %q, with an error of type %T "+
 		"(unwrap it for its text, which may quote the string)", e.driver, e.strategy, e.path, e.err)
 }
 
@@ -785,15 +784,15 @@ func (c *connector) publish(g *generation, p *probe) {
 		closeAll(retired)
 	}
 	c.logger().Info("hotload: value accepted", "generation", g.number, "closed", len(retired), "in_use", inUse)
-	if old == nil {
-		return
-	}
-	if c.forceKill && c.grace == 0 {
+	switch {
+	case old == nil:
+	case c.forceKill && c.grace == 0:
 		old.kill()
-	}
-	old.retire()
-	if c.forceKill && c.grace > 0 {
-		c.inBackground(func() { c.killLater(old) })
+	default:
+		old.retire()
+		if c.forceKill {
+			c.inBackground(func() { c.killLater(old) })
+		}
 	}
 }
 
@@ -823,18 +822,11 @@ type dialed struct {
 	err error
 }
 
-// result returns it in the goroutine of the caller, where a driver that
-// panicked would have done so.
-func (d dialed) result() (*serverConn, error) {
-	if p, ok := d.err.(*driverPanic); ok {
-		panic(p.value)
-	}
-	return d.s, d.err
-}
+func (d dialed) result() (*serverConn, error) { return d.s, repanic(d.err) }
 
-// spareLife is how long an Open, and then its connection, is kept for a caller
-// after the one that it was for. It serves callers more impatient than the
-// server is quick, and must not go stale.
+// spareLife is how long an Open whose caller has left, and then its connection,
+// is kept for the next caller: long enough for callers who give up before the
+// server answers, short enough not to go stale.
 const spareLife = 10 * time.Second
 
 // dial opens a server connection, unless the caller's context ends or the
@@ -961,8 +953,8 @@ type opening struct {
 	overdue bool
 }
 
-// expireLater takes an Open whose caller has left for one that serves nobody any
-// more, if it lasts too long.
+// expireLater writes off an Open that has taken longer than spareLife and whose
+// caller has left: it counts as overdue, no longer as one that serves a caller.
 func (g *generation) expireLater(o *opening) {
 	time.AfterFunc(spareLife, func() {
 		g.mu.Lock()
@@ -979,7 +971,8 @@ func (g *generation) expireLater(o *opening) {
 	})
 }
 
-// openAgainLocked calls Open if fewer serve callers than there are.
+// openAgainLocked starts another Open if fewer are under way, without those
+// that are overdue, than callers wait.
 func (g *generation) openAgainLocked() {
 	if g.dialing-g.overdue < len(g.waiting) && g.ctx.Err() == nil {
 		g.dialing++
@@ -993,7 +986,7 @@ func (g *generation) connect(ctx context.Context) (ci driver.Conn, err error) {
 	if g.connector != nil {
 		return g.connector.Connect(ctx)
 	}
-	return g.c.real.Open(g.value)
+	return g.c.driver.Open(g.value)
 }
 
 // A driverPanic is a panic of the driver in a goroutine of hotload's, where
@@ -1008,13 +1001,22 @@ func recoverPanic(err *error) {
 	}
 }
 
-// recovered calls a Close of the driver's.
+// recovered calls the driver, and makes an error of its panic.
 func recovered(f func() error) (err error) {
 	defer recoverPanic(&err)
 	return f()
 }
 
-// dropSpares closes the connections that are kept for no caller.
+// repanic returns err, or goes on with the panic that it stands for, in the
+// goroutine of the caller.
+func repanic(err error) error {
+	if p, ok := err.(*driverPanic); ok {
+		panic(p.value)
+	}
+	return err
+}
+
+// dropSpares closes the connections that wait for a next caller.
 func (g *generation) dropSpares() {
 	g.mu.Lock()
 	spares := g.spares
@@ -1034,7 +1036,7 @@ func (g *generation) connections() []*serverConn {
 }
 
 func (g *generation) addLocked(s *serverConn) {
-	s.place = len(g.conns)
+	s.index = len(g.conns)
 	g.conns = append(g.conns, s)
 }
 
@@ -1042,7 +1044,7 @@ func (g *generation) addLocked(s *serverConn) {
 func (g *generation) remove(s *serverConn) {
 	g.mu.Lock()
 	last := len(g.conns) - 1
-	g.conns[s.place], g.conns[last].place = g.conns[last], s.place
+	g.conns[s.index], g.conns[last].index = g.conns[last], s.index
 	g.conns[last] = nil
 	g.conns = g.conns[:last]
 	gone := g.goneLocked()
@@ -1052,7 +1054,8 @@ func (g *generation) remove(s *serverConn) {
 	}
 }
 
-// retire lets the generation drain, now that it is logged what superseded it.
+// retire lets the generation drain, now that the value that superseded it has
+// been logged.
 func (g *generation) retire() {
 	g.mu.Lock()
 	g.retired = true
@@ -1187,12 +1190,15 @@ func (g *generation) try(ctx context.Context) (err error) {
 	return err
 }
 
-// The states of a server connection. Who moves one out of clean owns it until
-// it is clean again; what is parked or killed is closed by who made it so.
+// The states of a server connection. Whoever moves one out of clean owns it
+// until it is clean again; what is parked or killed is closed by whoever made
+// it so.
 //
 //	state    meaning                                    becomes
 //	clean    nothing has run since it was opened or     inUse: an operation begins
-//	         taken from the pool                        held: see there
+//	         taken from the pool                        calling: the driver is asked about arguments
+//	                                                    or a statement (forceKill only)
+//	                                                    held: see there
 //	                                                    parked: its generation is superseded
 //	inUse    something ran, no call is in progress      held, or clean without forceKill: returned to
 //	                                                    the pool (IsValid)
@@ -1205,6 +1211,7 @@ func (g *generation) try(ctx context.Context) (err error) {
 //	calling  a call is in progress, or Raw was called   inUse: the call returns
 //	                                                    held: returned to the pool after Raw
 //	                                                    killing: forceKill
+//	                                                    parked: superseded before anything ran
 //	killing  killed, but the call is still in progress  killed: it returns, or patience ends
 //	                                                    parked: returned to the pool after Raw
 //	killed   ended; the proxy has to say so             parked: returned to the pool
@@ -1227,7 +1234,7 @@ const (
 // done to a server connection that was retired cannot touch its successor.
 type serverConn struct {
 	gen    *generation
-	place  int // in gen.conns, guarded by gen.mu
+	index  int // in gen.conns, guarded by gen.mu
 	ci     driver.Conn
 	forced bool  // forceKill
 	busy   int32 // what a call makes of clean: calling with forceKill, else inUse
@@ -1245,7 +1252,7 @@ type serverConn struct {
 	outs  []*callCtx  // kept, of Execs that may have set a cursor
 
 	// call is the context of the call in progress, if it has one. The owner sets
-	// it before the state is calling; who makes that killing reads it.
+	// it before the state is calling; whoever makes that killing reads it.
 	call *callCtx
 
 	cancel  context.CancelFunc        // ends the dial's context, which the driver may hold on to
@@ -1353,8 +1360,9 @@ func (s *serverConn) closeConn() {
 }
 
 // awaitClose waits for the connection to be closed, while patience with it lasts
-// and for at most half of the time that the caller has. It sees to it that this
-// does not have to wait for all others that a change closes.
+// and for at most half of the time that the caller has: a nil error does not
+// mean that it is closed. It starts the Close if nobody has, so as not to wait
+// for all others that a change closes.
 func (s *serverConn) awaitClose(ctx context.Context) error {
 	wait := patience
 	select {
@@ -1539,27 +1547,29 @@ func (p *conn) ResetSession(ctx context.Context) error {
 	return err
 }
 
-// resetSession calls the driver. With forceKill it does not wait for a server
-// that was left, which a driver may ask something: nothing would be lost.
+// resetSession calls the driver. With forceKill its context ends also when the
+// generation is superseded: the driver may ask a server that no longer answers,
+// and nothing would be lost.
 func (s *serverConn) resetSession(caller context.Context) error {
 	if !s.forced {
 		return s.resetter.ResetSession(caller)
 	}
 	ctx := &callCtx{Context: caller, gen: s.gen.ctx}
 	err := s.resetter.ResetSession(ctx)
-	if ctx.made.Load() != nil { // else the driver may keep it for when it comes to reset the session
+	if ctx.made.Load() != nil { // else the driver may have kept it, to reset the session with the next call
 		ctx.end(nil)
 	}
 	return err
 }
 
-// park parks the server connection of a proxy that is returned to the pool and
-// could not be held: it was killed, or is parked already.
-func (p *conn) park() {
-	s := p.s
-	if was := s.state.Swap(parked); was != parked && was != killed {
-		s.close()
+// park parks the server connection and closes it. It reports false if it is
+// closed, or closing, since a change.
+func (p *conn) park() bool {
+	if was := p.s.state.Swap(parked); was == parked || was == killed {
+		return false
 	}
+	p.s.close()
+	return true
 }
 
 // IsValid tells that the connection is being returned to the pool. A server
@@ -1593,18 +1603,14 @@ func (p *conn) Close() (err error) {
 	}
 	p.closed = true
 	s := p.s
-	was := s.state.Swap(parked)
-	ours := was != parked && was != killed // else closed, or closing, since a change
-	if ours {
-		s.close()
-		if !s.superseded() && !p.c.hasOrphans() { // if one hangs, the next may too
-			s.awaitClose(context.Background())
-		}
+	ours := p.park()
+	if ours && !s.superseded() && !p.c.hasOrphans() { // if one hangs, the next may too
+		s.awaitClose(context.Background())
 	}
 	select {
 	case <-s.done:
 		if ours {
-			_, err = dialed{err: s.err}.result()
+			err = repanic(s.err)
 		}
 	default:
 		p.c.addOrphan(s)
@@ -2108,7 +2114,7 @@ func (s *serverConn) endKept(cause error) {
 type callCtx struct {
 	context.Context                         // the caller's
 	gen             context.Context         // ends it too, unless nil
-	made            atomic.Pointer[madeCtx] // over if it ended before
+	made            atomic.Pointer[madeCtx] // endedCtx if it ended before that
 	index           int                     // in serverConn.kept, if it is kept; -1 once it is dropped
 }
 
@@ -2117,8 +2123,8 @@ type madeCtx struct {
 	cancel context.CancelCauseFunc
 }
 
-// over has ended.
-var over = func() *madeCtx {
+// endedCtx is what is made of a context that ended before the driver asked for Done.
+var endedCtx = func() *madeCtx {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(nil)
 	return &madeCtx{ctx, cancel}
@@ -2146,7 +2152,7 @@ func (c *callCtx) make() *madeCtx {
 }
 
 func (c *callCtx) end(cause error) {
-	if cause != nil || !c.made.CompareAndSwap(nil, over) {
+	if cause != nil || !c.made.CompareAndSwap(nil, endedCtx) {
 		c.make().cancel(cause)
 	}
 }
@@ -2163,10 +2169,10 @@ func (c *callCtx) Err() error {
 	return c.Context.Err()
 }
 
-// Value makes package context take a callCtx for one of its own, where that is
-// what it asks.
+// Value answers from the context that was made, if there is one: package context
+// finds its own there, and needs no goroutine to wait for Done.
 func (c *callCtx) Value(key any) any {
-	if m := c.made.Load(); m != nil && m != over {
+	if m := c.made.Load(); m != nil && m != endedCtx {
 		return m.Value(key)
 	}
 	return c.Context.Value(key)
@@ -2247,8 +2253,8 @@ func (s *serverConn) kill() bool {
 	}
 }
 
-// kill ends what is in use on a superseded generation, which does not drain
-// before that has been logged.
+// kill ends what is in use on a superseded generation, and retires it once that
+// has been logged.
 func (g *generation) kill() {
 	g.mu.Lock()
 	g.retired = false
@@ -2307,25 +2313,15 @@ type tx struct {
 	tx  driver.Tx
 }
 
-func (t *tx) Commit() error {
-	if !t.s.enter() {
-		t.s.drop(&t.ctx)
-		return ErrKilled
-	}
-	return t.end(t.tx.Commit())
-}
+func (t *tx) Commit() error   { return t.end(t.tx.Commit) }
+func (t *tx) Rollback() error { return t.end(t.tx.Rollback) }
 
-func (t *tx) Rollback() error {
-	if !t.s.enter() {
-		t.s.drop(&t.ctx)
-		return ErrKilled
-	}
-	return t.end(t.tx.Rollback())
-}
-
-func (t *tx) end(err error) error {
+func (t *tx) end(f func() error) error {
 	defer t.s.drop(&t.ctx)
-	return t.s.leave(err)
+	if !t.s.enter() {
+		return ErrKilled
+	}
+	return t.s.leave(f())
 }
 
 // A rows is rows that can be killed. Where the driver's lack an optional

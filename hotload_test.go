@@ -132,7 +132,7 @@ func TestOptions(t *testing.T) {
 			t.Errorf("Watch: have %v, want %v", have, want)
 		}
 	})
-	t.Run("are the strategy's own to change", func(t *testing.T) {
+	t.Run("survive a strategy that changes them", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			watches := 0
 			db := open(t, newFake(t), watchFunc(func(_ context.Context, _ string, options url.Values) (string, <-chan string, error) {

@@ -103,7 +103,8 @@ const (
 
 func init() { hotload.RegisterStrategy("fsnotify", NewStrategy()) }
 
-// Strategy watches files. It implements [hotload.Strategy].
+// Strategy watches files. It implements [hotload.Strategy]. NewStrategy makes
+// one; the zero Strategy does not work.
 type Strategy struct{ hub *hub }
 
 var _ hotload.Strategy = (*Strategy)(nil)
@@ -393,9 +394,6 @@ func (h *hub) route(e upstream.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	files := h.routes[filepath.Clean(e.Name)] // in the root directory it begins with "//"
-	if len(files) == 0 {
-		return
-	}
 	hints := announced
 	if e.Has(upstream.Write) {
 		hints |= written
@@ -412,7 +410,7 @@ func (h *hub) route(e upstream.Event) {
 // Hints say why a file is looked at. They decide when a change is delivered,
 // never what is.
 const (
-	announced uint32 = 1 << iota // by an event or a new watch; else it is time for it
+	announced uint32 = 1 << iota // by an event, or by the first watch of the file; else it is time for it
 	written                      // its content was changed in place
 	renamed                      // it, or a link to it, was put in place by rename
 )
@@ -626,7 +624,7 @@ func (r reading) same(s reading) bool {
 	return r.err.Error() == s.err.Error()
 }
 
-// errChanging is a file that was written to while it was being read.
+// errChanging means that the file was written to while it was being read.
 var errChanging = errors.New("it is being written")
 
 func read(path string) (r reading) {

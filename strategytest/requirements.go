@@ -324,7 +324,7 @@ var requirements = []*requirement{
 	},
 	{
 		name:  "S-15/leaves its options as they are",
-		rule:  "The options MUST NOT be changed: they are the caller's, for each Watch of a pool.",
+		rule:  "The options MUST NOT be changed: they are the caller's.",
 		needs: []string{"S-1"},
 		check: func(t *trial) {
 			t.set(t.next())

@@ -24,15 +24,15 @@
 // connections, leases or registrations. Run it with -race, which is what finds unguarded state, and
 // more than once: some breaches show only when goroutines meet unluckily.
 //
-// A slow machine fails nothing: the suite waits up to [Subject].Patience for each thing, and tests
-// "nothing may be delivered" by what comes before a later value.
+// A slow machine does not make a test fail: the suite waits up to [Subject].Patience for each
+// thing, and tests "nothing may be delivered" by what comes before a later value.
 //
 // # Limits
 //
 // A subtest that waits in vain fails and says for what; the next begins with a fresh Subject. A
 // call into the strategy that never returns cannot be ended from outside: its goroutine stays
 // until the test binary exits. A fake that answers in no time hides a breach of S-6: let its reads
-// take a millisecond. The suite is not for a testing/synctest bubble.
+// take a millisecond. The suite cannot run in a testing/synctest bubble.
 package strategytest
 
 import (
@@ -61,7 +61,7 @@ type Subject struct {
 	// [errors.ErrUnsupported] if the source cannot hold them.
 	Set func(value string) error
 
-	// Remove takes the source away, at once as well: the file is deleted, the key gone, the
+	// Remove takes the source away, also at once: the file is deleted, the key gone, the
 	// server down. May be nil.
 	Remove func() error
 

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-type Strategy struct{ *http.Client } // with a Timeout: a server that hangs has failed
+type Strategy struct{ Client *http.Client } // with a Timeout: a server that hangs has failed
 
 func (s Strategy) Watch(ctx context.Context, pth string, options url.Values) (value string, _ <-chan string, err error) {
 	poll, badPoll := time.ParseDuration(options.Get("poll"))
@@ -43,8 +43,8 @@ func (s Strategy) Watch(ctx context.Context, pth string, options url.Values) (va
 }
 
 func (s Strategy) get(req *http.Request, last string) (string, error) {
-	resp, err := s.Do(req)
-	if err != nil || resp.StatusCode == http.StatusNotModified {
+	resp, err := s.Client.Do(req)
+	if err != nil || resp.StatusCode == http.StatusNotModified { // which has no body
 		return last, err
 	}
 	defer resp.Body.Close()
