@@ -1648,6 +1648,9 @@ func (p *execQueryConn) QueryContext(ctx context.Context, query string, args []d
 }
 
 func (p *execConn) ExecContext(caller context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if p.direct() && p.s.execer != nil {
+		return p.s.execer.ExecContext(caller, query, args)
+	}
 	s, ctx, err := p.begin(caller)
 	if err != nil {
 		return nil, err
@@ -1921,6 +1924,9 @@ func (st *stmt) Query(args []driver.Value) (driver.Rows, error) {
 }
 
 func (st *stmt) ExecContext(caller context.Context, args []driver.NamedValue) (driver.Result, error) {
+	if p := st.p; p.direct() && p.s == st.s {
+		return st.exec.ExecContext(caller, args)
+	}
 	s, ctx, args, err := st.begin(caller, args)
 	if err != nil {
 		return nil, err
@@ -1987,6 +1993,13 @@ func (p *conn) begin(caller context.Context) (*serverConn, context.Context, erro
 	}
 	ctx := &callCtx{Context: caller}
 	return s, ctx, s.beginForced(ctx)
+}
+
+// direct reports whether an Exec has nothing to begin and nothing to end: its
+// arguments have taken the connection, without forceKill. The quickest Execs
+// take 3 % longer without it, in BenchmarkRatio.
+func (p *conn) direct() bool {
+	return !p.s.forced && !p.unchecked && !p.spoiled && p.s.state.Load() == inUse
 }
 
 // ready takes the server connection, unless it was taken already.

@@ -201,6 +201,53 @@ func TestConvertedNotTwice(t *testing.T) {
 	want(t, "arguments checked", checks, 0)
 }
 
+// A layer that does not ask a statement how many arguments it takes: it is
+// prepared again all the same.
+func TestLayerWithoutNumInput(t *testing.T) {
+	f, src := newFake(t), newSource("1")
+	conn, err := open(t, f, src, "").Driver().Open(register(f, src))
+	must(t, "Open", err)
+	defer conn.Close()
+	stmt, err := conn.Prepare("insert")
+	must(t, "prepare", err)
+	conn.(driver.Validator).IsValid()
+	src.set("2")
+	_, err = conn.(driver.ExecerContext).ExecContext(t.Context(), "insert", nil)
+	must(t, "exec", err)
+	res, err := stmt.(driver.StmtExecContext).ExecContext(t.Context(), nil)
+	must(t, "exec of the statement", err)
+	on, _ := res.LastInsertId()
+	want(t, "value that it ran on", on, 2)
+	must(t, "Stmt.Close", stmt.Close())
+}
+
+// An unlikeFake's connections to 2 have no ExecContext, unlike those to 1.
+type unlikeFake struct{ *fake }
+
+func (f unlikeFake) Open(value string) (driver.Conn, error) {
+	if value == "2" {
+		return bareFake{f.fake}.Open(value)
+	}
+	return f.fake.Open(value)
+}
+
+// A connection that has no ExecContext takes the place of one that has.
+func TestUnlikeConnections(t *testing.T) {
+	src := newSource("1")
+	db := open(t, unlikeFake{newFake(t)}, src, "")
+	db.SetMaxOpenConns(1)
+	must(t, "ping", db.Ping())
+	for _, value := range []string{"1", "2", "1"} {
+		src.set(value)
+		for range 3 {
+			res, err := db.Exec("insert ?", 1)
+			must(t, "exec", err)
+			on, _ := res.LastInsertId()
+			want(t, "value that it ran on", fmt.Sprint(on), value)
+		}
+	}
+}
+
 // Rows and transactions of a Raw callback may be ended twice.
 func TestDoubleEnd(t *testing.T) {
 	for _, what := range []string{"rows", "tx"} {
