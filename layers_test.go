@@ -226,7 +226,7 @@ type unlikeFake struct{ *fake }
 
 func (f unlikeFake) Open(value string) (driver.Conn, error) {
 	if value == "2" {
-		return bareFake{f.fake}.Open(value)
+		return bareFake(f).Open(value)
 	}
 	return f.fake.Open(value)
 }
