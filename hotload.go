@@ -1338,9 +1338,16 @@ func (s *serverConn) closeOnce() {
 			continue
 		}
 		// The last resort, also here: one that hangs does not keep the connection open.
-		limit := time.AfterFunc(patience, func() { s.gen.c.inBackground(s.closeConn) })
+		var claimed atomic.Bool // by who goes on to close the connection
+		limit := time.AfterFunc(patience, func() {
+			s.gen.c.inBackground(func() {
+				if claimed.CompareAndSwap(false, true) {
+					s.closeConn()
+				}
+			})
+		})
 		recovered(st.si.Close)
-		if !limit.Stop() {
+		if !limit.Stop() && !claimed.CompareAndSwap(false, true) {
 			return
 		}
 	}
@@ -2253,10 +2260,13 @@ func (s *serverConn) kill() bool {
 				}
 				s.endKept(ErrKilled)
 				time.AfterFunc(patience, func() {
-					// Not its statements: the call in progress holds up their Close.
-					if now := time.Now(); s.state.CompareAndSwap(killing, killed) && s.closing.CompareAndSwap(nil, &now) {
-						s.gen.c.inBackground(s.closeConn)
-					}
+					// In the background before it is killed, when DB.Close can come.
+					s.gen.c.inBackground(func() {
+						// Not its statements: the call in progress holds up their Close.
+						if now := time.Now(); s.state.CompareAndSwap(killing, killed) && s.closing.CompareAndSwap(nil, &now) {
+							s.closeConn()
+						}
+					})
 				})
 				return true
 			}

@@ -820,6 +820,24 @@ func TestCloseAwaitsLastResort(t *testing.T) {
 		want(t, "connections", len(f.live()), 0)
 		want(t, "connectors closed", closed.Load(), 2)
 	})
+	bubble(t, "Stmt.Close that returns at the last moment", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		f.lenient.Store(true)
+		f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
+			if call == "Close slow" {
+				time.Sleep(lastResort)
+			}
+			return nil
+		}
+		f.onClose = func(*fakeConn) { time.Sleep(lastResort / 5) }
+		db := open(t, ctxFake{f}, src, "forceKill=true")
+		_, err := db.Prepare("slow")
+		must(t, "prepare", err)
+		src.set("2")
+		time.Sleep(lastResort / 2)
+		db.Close()
+		want(t, "connections", len(f.live()), 0)
+	})
 	bubble(t, "Stmt.Close", func(t *testing.T) {
 		f, src := newFake(t), newSource("1")
 		f.lenient.Store(true)
