@@ -301,7 +301,7 @@ func (r tallyResult) LastInsertId() (int64, error) { return strconv.ParseInt(str
 func (r tallyResult) RowsAffected() (int64, error) { return 1, nil }
 
 // fill makes a pool hold so many idle connections.
-func fill(b *testing.B, db *sql.DB, idle int) {
+func fill(t testing.TB, db *sql.DB, idle int) {
 	db.SetMaxIdleConns(idle)
 	conns := make([]*sql.Conn, idle)
 	for i := range conns {
@@ -310,7 +310,7 @@ func fill(b *testing.B, db *sql.DB, idle int) {
 			_, err = conns[i].ExecContext(context.Background(), "insert")
 		}
 		if err != nil {
-			b.Fatal(err)
+			t.Fatal(err)
 		}
 	}
 	for _, conn := range conns {

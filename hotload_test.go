@@ -1116,18 +1116,7 @@ func closeLeavesNothing(t *testing.T) {
 		want(t, "connections", len(f.live()), 0)
 	})
 	closing(t, "just after a change of many", func(t *testing.T, f *fake, src *source, db *sql.DB) {
-		const n = 2000
-		db.SetMaxIdleConns(n)
-		conns := make([]*sql.Conn, n)
-		for i := range conns {
-			var err error
-			if conns[i], err = db.Conn(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for _, conn := range conns {
-			conn.Close()
-		}
+		fill(t, db, 2000)
 		src.set("2")
 		db.Close()
 		want(t, "connections", len(f.live()), 0)
@@ -1231,18 +1220,7 @@ func closeWaitsForNobody(t *testing.T) {
 	closing(t, "with many a Close that hangs", func(t *testing.T, f *fake, src *source, db *sql.DB) {
 		open := make(chan struct{})
 		f.onClose = func(*fakeConn) { <-open }
-		db.SetMaxIdleConns(10)
-		var conns []*sql.Conn
-		for range 10 {
-			conn, err := db.Conn(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			conns = append(conns, conn)
-		}
-		for _, conn := range conns {
-			conn.Close()
-		}
+		fill(t, db, 10)
 		began := time.Now()
 		db.Close()
 		if took := time.Since(began); took > 2*patience {
