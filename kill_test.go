@@ -820,6 +820,32 @@ func TestCloseAwaitsLastResort(t *testing.T) {
 		want(t, "connections", len(f.live()), 0)
 		want(t, "connectors closed", closed.Load(), 2)
 	})
+	t.Run("call that returns at the last moment", func(t *testing.T) {
+		for range 2000 { // which comes first, the return or the last resort, is up to chance
+			synctest.Test(t, func(t *testing.T) {
+				f, src := newFake(t), newSource("1")
+				f.lenient.Store(true)
+				f.onCall = func(_ context.Context, _ *fakeConn, call string) error {
+					if call == "Exec slow" {
+						time.Sleep(lastResort)
+						return driver.ErrBadConn
+					}
+					return nil
+				}
+				f.onClose = func(*fakeConn) { time.Sleep(lastResort / 5) }
+				db := open(t, ctxFake{f}, src, "forceKill=true")
+				left := make(chan int)
+				go func() {
+					db.Exec("slow")
+					db.Close()
+					left <- len(f.live())
+				}()
+				synctest.Wait()
+				src.set("2")
+				want(t, "connections", <-left, 0)
+			})
+		}
+	})
 	bubble(t, "Stmt.Close that returns at the last moment", func(t *testing.T) {
 		f, src := newFake(t), newSource("1")
 		f.lenient.Store(true)
