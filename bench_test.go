@@ -143,10 +143,10 @@ func inParallel(n int, f func()) {
 
 // TestAllocations holds each operation to what it may allocate beyond what
 // database/sql and the driver do: nothing, and with forceKill a context for
-// ResetSession and for each call, and what makes rows end when they are killed.
+// each call, and what makes rows and transactions end when they are killed.
 func TestAllocations(t *testing.T) {
 	const n = 100
-	forceKill := map[string]float64{"exec": 2, "query": 3, "transaction": 3, "statement": 2}
+	forceKill := map[string]float64{"exec": 1, "query": 2, "transaction": 4, "statement": 1}
 	for _, op := range operations {
 		t.Run(op.name, func(t *testing.T) {
 			allocs := make(map[string]float64)

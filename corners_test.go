@@ -216,7 +216,6 @@ func (endlessRows) NextResultSet() error   { return nil }
 // call, and no other call; hotload's own books survive that.
 func TestDeafStatement(t *testing.T) {
 	modern := func(f *fake) driver.Driver { return f }
-	legacy := func(f *fake) driver.Driver { return legacyFake{f} }
 	for _, row := range []struct {
 		deaf   string
 		driver func(f *fake) driver.Driver
@@ -243,8 +242,6 @@ func TestDeafStatement(t *testing.T) {
 		{"Next", func(f *fake) driver.Driver { return setsDriver{ctxFake{f}} }, func(db *sql.DB, _ *sql.Stmt) error {
 			return db.QueryRow("ask").Scan(new(string))
 		}},
-		{"Prepare legacy", legacy, func(db *sql.DB, _ *sql.Stmt) error { _, err := db.Prepare("legacy"); return err }},
-		{"Begin", legacy, func(db *sql.DB, _ *sql.Stmt) error { _, err := db.Begin(); return err }},
 	} {
 		bubble(t, row.deaf, func(t *testing.T) {
 			f, src := newFake(t), newSource("a")
@@ -332,11 +329,8 @@ func TestHungClose(t *testing.T) {
 					cancel()
 				}
 				most := patience / 2
-				switch {
-				case since > 0:
+				if since > 0 {
 					most = 0
-				case inUse: // for any connection to come
-					most = lastResort
 				}
 				want(t, "time that 20 callers took", time.Since(began), most)
 			})
@@ -393,7 +387,6 @@ func TestLogOrder(t *testing.T) {
 	for _, row := range []struct{ options, first, then string }{
 		{"", "value accepted 2", "generation drained 1"},
 		{"", "value accepted 2", "value accepted 3"},
-		{"probe=true", "value accepted 2", "value accepted 3"},
 		{"forceKill=true", "connections killed 1", "generation drained 1"},
 		{"forceKill=1s", "connections killed 1", "generation drained 1"},
 	} {
@@ -425,42 +418,38 @@ func TestLogOrder(t *testing.T) {
 }
 
 // TestHungReset: with forceKill a driver that asks its server something in
-// ResetSession, and waits, is no reason to wait for a server that was left.
+// ResetSession, and waits, is closed as a last resort.
 func TestHungReset(t *testing.T) {
-	for _, options := range []string{"forceKill=true", "forceKill=1h"} {
-		bubble(t, options, func(t *testing.T) {
-			f, src := newFake(t), newSource("1")
-			resets := make(chan error, 1)
-			f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
-				if c.value != "1" || call != "ResetSession" {
-					return nil
-				}
-				<-ctx.Done()
-				resets <- ctx.Err()
-				return driver.ErrBadConn
+	bubble(t, "forceKill=true", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		f.lenient.Store(true)
+		shut, hung := make(chan bool, 1), make(chan bool)
+		f.onClose = func(c *fakeConn) {
+			if c.value == "1" {
+				shut <- true
 			}
-			db := open(t, ctxFake{f}, src, options)
-			db.SetMaxOpenConns(1)
-			must(t, "ping", db.Ping())
-
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			defer cancel()
-			if _, err := db.ExecContext(ctx, "insert"); err == nil {
-				t.Error("an operation whose time was over in ResetSession: no error")
+		}
+		f.onCall = func(_ context.Context, c *fakeConn, call string) error {
+			if c.value != "1" || call != "ResetSession" {
+				return nil
 			}
-			want(t, "how its context ended", <-resets, context.DeadlineExceeded)
-
-			must(t, "ping", db.Ping()) // on a connection that needs no reset yet
-			value := make(chan string)
-			go func() { value <- ask(t, db) }()
-			synctest.Wait()
-			src.set("2")
-			want(t, "how the context ended", <-resets, context.Canceled)
-			want(t, "value", <-value, "2")
-			synctest.Wait()
-			want(t, "connections on the old value", f.liveOn("1"), 0)
-		})
-	}
+			hung <- true
+			<-shut
+			return driver.ErrBadConn
+		}
+		db := open(t, ctxFake{f}, src, "forceKill=true")
+		db.SetMaxOpenConns(1)
+		must(t, "ping", db.Ping())
+		value := make(chan string)
+		go func() { value <- ask(t, db) }()
+		receive(t, "ResetSession", hung)
+		start := time.Now()
+		src.set("2")
+		want(t, "value", receive(t, "value", value), "2")
+		want(t, "time until the caller goes on", time.Since(start), lastResort)
+		synctest.Wait()
+		want(t, "connections on the old value", f.liveOn("1"), 0)
+	})
 }
 
 // TestHungOpen: an Open that never returns serves later callers for ten seconds,
@@ -491,14 +480,14 @@ func TestHungOpen(t *testing.T) {
 	})
 }
 
-// TestManyStatements: with forceKill each statement of a connection that closes
-// has a second, not all of them together.
+// TestManyStatements: with forceKill the statements of a connection that closes
+// have a second, all of them together.
 func TestManyStatements(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, src := newFake(t), newSource("1")
 		f.onCall = func(_ context.Context, c *fakeConn, call string) error {
 			if strings.HasPrefix(call, "Close ") {
-				time.Sleep(200 * time.Millisecond)
+				time.Sleep(20 * time.Millisecond)
 			}
 			return nil
 		}
@@ -627,5 +616,19 @@ func TestLeftConnectEnds(t *testing.T) {
 		src.set("2")
 		want(t, "how the old Connect ended", <-ended, context.Canceled)
 		want(t, "value", <-value, "2")
+	})
+}
+
+// A generation that has drained before the time for a kill drains once.
+func TestDrainedBeforeKill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := collect(t)
+		src := newSource("1")
+		db := open(t, newFake(t), src, "forceKill=30s")
+		ask(t, db)
+		src.set("2")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		want(t, "drained", log.count("generation drained", "generation=1"), 1)
 	})
 }

@@ -311,12 +311,12 @@ func TestProbe(t *testing.T) {
 		{
 			holds: yield, name: "a value that comes back overtakes a try that succeeds late", kind: withContext, dial: deaf(5 * time.Second),
 			do:    setAndBack,
-			story: lines("0s open b", "5s left b", "5s ping b", "5s left b", "5s close b"), inForce: "a", connectors: "b",
+			story: lines("0s open b", "5s left b", "5s close b"), inForce: "a", connectors: "b",
 		},
 		{
 			holds: yield, name: "a value that comes back overtakes a try that succeeds late", kind: without, dial: deaf(5 * time.Second),
 			do:    setAndBack,
-			story: lines("0s open b", "5s ping b", "5s left b", "5s close b"), inForce: "a",
+			story: lines("0s open b", "5s close b"), inForce: "a",
 		},
 		{
 			holds: yield, name: "a value that comes back overtakes a try that succeeds late", kind: noPinger, dial: deaf(5 * time.Second),
@@ -326,7 +326,7 @@ func TestProbe(t *testing.T) {
 		{
 			holds: yield, name: "the next value overtakes a try that succeeds late", kind: noPinger, dial: of("b", deaf(5*time.Second)),
 			do:    set("b", "c"),
-			story: lines("0s open b", "5s left b", "5s close b", "5s open c", "5s close c"), inForce: "c", connectors: "a b",
+			story: lines("0s open b", "0s open c", "0s close c", "5s left b", "5s close b"), inForce: "c", connectors: "a b", tries: 2,
 		},
 		{
 			holds: yield, name: "what was given up is not tried again", dial: always(errDead),
@@ -356,14 +356,14 @@ func TestProbe(t *testing.T) {
 			story: lines("0s open b", "1s left b", "1s open c", "1s ping c", "1s close c"), inForce: "c", connectors: "a b",
 		},
 		{
-			holds: yield, name: "a try that cannot be interrupted is waited for", kind: without, dial: of("b", deaf(5*time.Second)),
+			holds: yield, name: "a try that cannot be interrupted is left", kind: without, dial: of("b", deaf(5*time.Second)),
 			do: func(p *prober) {
 				p.src.set("b")
 				time.Sleep(time.Second)
-				p.src.set("c") // never has its turn
 				p.src.set("d")
 			},
-			story: lines("0s open b", "5s ping b", "5s left b", "5s close b", "5s open d", "5s ping d", "5s close d"), inForce: "d",
+			story:   lines("0s open b", "1s open d", "1s ping d", "1s close d", "5s close b"),
+			inForce: "d", tries: 2,
 		},
 		{
 			holds: works, name: "a dial has a time limit", kind: withContext, dial: first(hang), do: set("b"),
@@ -377,14 +377,9 @@ func TestProbe(t *testing.T) {
 			inForce: "b", refusals: []string{"error_type=context.deadlineExceededError"}, connectors: "a",
 		},
 		{
-			holds: works, name: "a dial that heeds no time limit is reported meanwhile", kind: noPinger, dial: deaf(30 * time.Second), do: set("b"),
-			story: lines("0s open b", "30s left b", "30s close b"), inForce: "b", connectors: "a",
-			refusals: []string{"error_type=context.deadlineExceededError"},
-		},
-		{
 			holds: yield, name: "a dial that is overdue is left to the next value", kind: noPinger, dial: of("b", deaf(30*time.Second)),
 			do:    set("b", "c"),
-			story: lines("0s open b", "11s open c", "11s close c", "30s left b", "30s close b"), inForce: "c", connectors: "a b", tries: 2,
+			story: lines("0s open b", "0s open c", "0s close c", "30s left b", "30s close b"), inForce: "c", connectors: "a b", tries: 2,
 		},
 		{
 			holds: yield, name: "a dial that is overdue is left at once", kind: without, dial: of("b", deaf(30*time.Second)),
@@ -393,12 +388,12 @@ func TestProbe(t *testing.T) {
 				time.Sleep(20 * time.Second)
 				p.src.set("c")
 			},
-			story:   lines("0s open b", "20s open c", "20s ping c", "20s close c", "30s ping b", "30s left b", "30s close b"),
+			story:   lines("0s open b", "20s open c", "20s ping c", "20s close c", "30s close b"),
 			inForce: "c", refusals: []string{"error_type=context.deadlineExceededError"}, tries: 2,
 		},
 		{
 			holds: yield, name: "a ping that is overdue is left to the next value", ping: of("b", deaf(30*time.Second)), do: set("b", "c"),
-			story:   lines("0s open b", "0s ping b", "11s open c", "11s ping c", "11s close c", "30s left b", "30s close b"),
+			story:   lines("0s open b", "0s ping b", "0s open c", "0s ping c", "0s close c", "30s left b", "30s close b"),
 			inForce: "c", connectors: "a b",
 		},
 		{
@@ -567,7 +562,7 @@ func TestProbeClose(t *testing.T) {
 				if err := p.db.Close(); err != nil {
 					t.Error(err)
 				}
-				want(t, "DB.Close took", time.Since(began), row.takes)
+				want(t, "DB.Close took", time.Since(began).Truncate(10*time.Millisecond), 0)
 				if row.takes == 0 {
 					want(t, "open after DB.Close", len(p.f.live()), 0)
 				}

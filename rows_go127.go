@@ -2,10 +2,7 @@
 
 package hotload
 
-import (
-	"database/sql"
-	"database/sql/driver"
-)
+import "database/sql/driver"
 
 // A scannerRows is rows of a driver that scans columns itself. database/sql
 // does not call Next then.
@@ -26,32 +23,15 @@ func init() {
 }
 
 func (r scannerRows) NextRow() error {
-	if !r.s.enter() {
+	if !r.call.k.enter() {
 		return ErrKilled
 	}
 	return r.next(r.scanner.NextRow())
 }
 
-// ScanColumn has a cursor scanned as it is, to wrap it as Next does, before it
-// becomes a sql.Rows.
 func (r scannerRows) ScanColumn(scanCtx driver.ScanContext, index int, dest any) error {
-	if !r.s.enter() {
+	if !r.call.k.enter() {
 		return ErrKilled
 	}
-	target := dest
-	if _, ok := dest.(*sql.Rows); ok {
-		target = new(any)
-	}
-	err := r.s.leave(r.scanner.ScanColumn(scanCtx, index, target))
-	value, ok := target.(*any)
-	if err != nil || !ok || value == nil {
-		return err
-	}
-	if cursor, ok := (*value).(driver.Rows); ok {
-		*value = wrapRows(&rows{Rows: cursor, s: r.s})
-	}
-	if target != dest {
-		return sql.ConvertAssign(scanCtx, dest, *value)
-	}
-	return nil
+	return r.call.k.leave(r.scanner.ScanColumn(scanCtx, index, dest))
 }
