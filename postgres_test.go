@@ -60,7 +60,8 @@ func TestPostgresStorm(t *testing.T) {
 	for _, maxOpen := range []int{1, 4} {
 		t.Run(fmt.Sprintf("max=%d", maxOpen), func(t *testing.T) {
 			src := newSource(value(1))
-			s := &storm{t: t, db: open(t, pq.Driver{}, src, "")}
+			s := newStorm(t)
+			s.db = open(t, pq.Driver{}, src, "")
 			s.db.SetMaxOpenConns(maxOpen)
 			stmt, err := s.db.Prepare(ask)
 			if err != nil {
