@@ -599,9 +599,9 @@ func TestProbeKeepsLastGood(t *testing.T) {
 			synctest.Wait()
 			want(t, "value in force", ask(t, p.db), "b")
 			if row.after > 0 {
-				time.Sleep(row.after - 1)
+				time.Sleep(row.after - time.Nanosecond)
 				want(t, "value in a transaction before its time is over", ask(t, old), "a")
-				time.Sleep(1)
+				time.Sleep(time.Nanosecond)
 				synctest.Wait()
 			}
 			for _, tx := range []*sql.Tx{old, late} {

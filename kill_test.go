@@ -1296,193 +1296,88 @@ func sparesStmtClose(t *testing.T) {
 }
 
 // killsAtDeadline proves: with a duration, what is in use lives until its own
-// generation's time is up, and not a moment longer.
+// generation's time is up, and not a moment longer. Each row is a story: "set B"
+// is a change, "begin 1 B" a transaction called 1, which has to be on B, "wait 10"
+// lets so many seconds pass, "lives 1", "dead 1" and "commit 1" say what becomes
+// of it, and "close" is DB.Close, which has to take no time. The value at first is
+// A, and forceKill=30s. A moment is a millisecond.
 func killsAtDeadline(t *testing.T) {
-	const (
-		grace  = 30 * time.Second
-		moment = time.Millisecond
-	)
-	// inTx begins a transaction on the value in force.
-	inTx := func(t *testing.T, db *sql.DB, value string) *sql.Tx {
-		t.Helper()
-		tx := begin(t, db)
-		want(t, "value of a new transaction", ask(t, tx), value)
-		return tx
+	for _, row := range []struct{ name, story string }{
+		{"lives a moment before, is dead on time", "begin 1 A, set B, wait 29.999, lives 1, wait 0.001, dead 1"},
+		{"what finishes in time is not harmed, and what is in force lives",
+			"begin 1 A, set B, wait 29.999, commit 1, begin 2 B, wait 60, lives 2, commit 2"},
+		{"each generation has its own", "begin 1 A, set B, begin 2 B, wait 10, set C, begin 3 C, wait 10, set D, begin 4 D, " +
+			"wait 9.999, lives 1, wait 0.001, dead 1, lives 2, wait 9.999, lives 2, wait 0.001, dead 2, " +
+			"wait 9.999, lives 3, wait 0.001, dead 3, wait 300, lives 4, commit 4"},
+		{"the old value is in force again at the deadline", "begin 1 A, set B, begin 2 B, wait 15, set A, begin 3 A, wait 15, lives 1, " +
+			"wait 14.999, lives 2, wait 0.001, dead 2, wait 300, lives 1, set C, wait 29.999, lives 1, lives 3, wait 0.001, dead 1, dead 3"},
+		{"the old value was in force again, but not at the deadline",
+			"begin 1 A, set B, wait 10, set A, begin 2 A, wait 10, set C, wait 10, dead 1, lives 2, wait 20, dead 2"},
+		{"DB.Close during it leaves nothing behind", "begin 1 A, set B, begin 2 B, set C, begin 3 C, wait 15, close, wait 300, " +
+			"lives 1, lives 2, lives 3, commit 1, commit 2, commit 3"},
+		{"DB.Close when it has passed with the old value back in force", "begin 1 A, set B, set A, wait 60, close, wait 60, lives 1, commit 1"},
+	} {
+		bubble(t, row.name, func(t *testing.T) {
+			log := collect(t)
+			f, src := newFake(t), newSource("A")
+			db := open(t, ctxFake{f}, src, "forceKill=30s")
+			db.SetMaxIdleConns(0)
+			txs, dead, last := make(map[string]*sql.Tx), 0, "A"
+			for _, step := range strings.Split(row.story, ", ") {
+				words := strings.Fields(step + " _ _")
+				name := words[1]
+				switch tx := txs[name]; words[0] {
+				case "set":
+					last = name
+					src.set(name)
+				case "begin":
+					txs[name] = begin(t, db)
+					want(t, step, ask(t, txs[name]), words[2])
+				case "wait":
+					d, err := time.ParseDuration(name + "s")
+					must(t, step, err)
+					time.Sleep(d)
+					synctest.Wait()
+				case "lives":
+					must(t, step, insert(tx))
+				case "dead":
+					dead++
+					mustBeKilled(t, step, insert(tx))
+					mustBeKilled(t, step, tx.Commit())
+				case "commit":
+					must(t, step, tx.Commit())
+				case "close":
+					start := time.Now()
+					must(t, step, db.Close())
+					want(t, "time that DB.Close took", time.Since(start).Truncate(moment), 0)
+				}
+			}
+			want(t, "connections killed in\n"+log.String(), log.count("hotload: connections killed", "killed=1"), dead)
+			synctest.Wait()
+			want(t, "connections that are open and on an old value", len(f.live())-f.liveOn(last), 0)
+		})
 	}
-	lives := func(t *testing.T, what string, tx *sql.Tx) {
-		t.Helper()
-		synctest.Wait()
-		must(t, what, insert(tx))
-	}
-	dead := func(t *testing.T, what string, tx *sql.Tx) {
-		t.Helper()
-		synctest.Wait()
-		mustBeKilled(t, what, insert(tx))
-		mustBeKilled(t, what+": Commit", tx.Commit())
-	}
-
-	bubble(t, "lives a moment before, is dead on time", func(t *testing.T) {
-		f, o, src := newFake(t), newObstacle("Exec long"), newSource("1")
+	bubble(t, "a call in progress", func(t *testing.T) {
+		f, o, src := newFake(t), newObstacle("Exec insert"), newSource("1")
 		f.onCall = o.onCall
-		l := collect(t)
 		db := open(t, ctxFake{f}, src, "forceKill=30s")
-		tx := inTx(t, db, "1")
 		o.armed.Store(true)
 		done := make(chan error, 1)
-		go func() { _, err := db.Exec("long"); done <- err }()
+		go func() { done <- insert(db) }()
 		ctx := receive(t, "the call begins", o.there)
 		src.set("2")
-		want(t, "value of new work", ask(t, db), "2")
-		time.Sleep(grace - moment)
-		lives(t, "before the deadline", tx)
+		time.Sleep(30*time.Second - time.Nanosecond)
 		must(t, "context of a call before the deadline", ctx.Err())
-		want(t, "kills logged", l.count("hotload: connections killed"), 0)
-		time.Sleep(moment)
-		dead(t, "at the deadline", tx)
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
 		want(t, "cause of the end of the call's context", context.Cause(ctx), hotload.ErrKilled)
 		o.returns <- ctx.Err()
-		mustBeKilled(t, "the call", receive(t, "the call returns", done))
-		want(t, "kills logged", l.count("hotload: connections killed", "generation=1", "killed=2"), 1)
-		synctest.Wait()
-		want(t, "connections on the old value", f.liveOn("1"), 0)
-		want(t, "value of new work", ask(t, db), "2")
+		mustBeKilled(t, "the call", <-done)
 	})
-
-	bubble(t, "what finishes in time is not harmed", func(t *testing.T) {
-		f, src := newFake(t), newSource("1")
-		db := open(t, ctxFake{f}, src, "forceKill=30s")
-		tx := inTx(t, db, "1")
-		src.set("2")
-		time.Sleep(grace - moment)
-		must(t, "Commit", tx.Commit())
-		synctest.Wait()
-		want(t, "connections on the old value", f.liveOn("1"), 0)
-		tx = inTx(t, db, "2")
-		time.Sleep(2 * grace)
-		lives(t, "on the value in force, on the connection that was returned", tx)
-		must(t, "Commit", tx.Commit())
-	})
-
-	bubble(t, "each generation has its own", func(t *testing.T) {
-		f, src := newFake(t), newSource("1")
-		db := open(t, ctxFake{f}, src, "forceKill=30s")
-		db.SetMaxIdleConns(0)
-		tx1 := inTx(t, db, "1")
-		src.set("2")
-		tx2 := inTx(t, db, "2")
-		time.Sleep(grace / 3)
-		src.set("3")
-		tx3 := inTx(t, db, "3")
-		time.Sleep(grace / 3)
-		src.set("4")
-		tx4 := inTx(t, db, "4")
-		time.Sleep(grace/3 - moment)
-		lives(t, "1 before its deadline", tx1)
-		time.Sleep(moment)
-		dead(t, "1 at its deadline", tx1)
-		lives(t, "2 at the deadline of 1", tx2)
-		time.Sleep(grace/3 - moment)
-		lives(t, "2 before its deadline", tx2)
-		time.Sleep(moment)
-		dead(t, "2 at its deadline", tx2)
-		time.Sleep(grace/3 - moment)
-		lives(t, "3 before its deadline", tx3)
-		time.Sleep(moment)
-		dead(t, "3 at its deadline", tx3)
-		time.Sleep(10 * grace)
-		lives(t, "the value in force", tx4)
-		must(t, "Commit", tx4.Commit())
-	})
-
-	bubble(t, "the old value is in force again at the deadline", func(t *testing.T) {
-		f, src := newFake(t), newSource("A")
-		db := open(t, ctxFake{f}, src, "forceKill=30s")
-		db.SetMaxIdleConns(0)
-		first := inTx(t, db, "A")
-		src.set("B")
-		onB := inTx(t, db, "B")
-		time.Sleep(grace / 2)
-		src.set("A")
-		second := inTx(t, db, "A")
-		time.Sleep(grace / 2)
-		lives(t, "on A at its deadline, with A in force", first)
-		time.Sleep(grace/2 - moment)
-		lives(t, "on B before its deadline", onB)
-		time.Sleep(moment)
-		dead(t, "on B at its deadline", onB)
-		time.Sleep(10 * grace)
-		lives(t, "on A long after", first)
-		src.set("C")
-		time.Sleep(grace - moment)
-		lives(t, "on A before the second deadline", first)
-		lives(t, "on the second A before its deadline", second)
-		time.Sleep(moment)
-		dead(t, "on A at the second deadline", first)
-		dead(t, "on the second A at its deadline", second)
-		synctest.Wait()
-		want(t, "connections on A", f.liveOn("A"), 0)
-	})
-
-	bubble(t, "the old value was in force again, but not at the deadline", func(t *testing.T) {
-		f, src := newFake(t), newSource("A")
-		db := open(t, ctxFake{f}, src, "forceKill=30s")
-		db.SetMaxIdleConns(0)
-		first := inTx(t, db, "A")
-		src.set("B")
-		time.Sleep(grace / 3)
-		src.set("A")
-		second := inTx(t, db, "A")
-		time.Sleep(grace / 3)
-		src.set("C")
-		time.Sleep(grace / 3)
-		dead(t, "on A at its deadline", first)
-		lives(t, "on the second A at the deadline of the first", second)
-		time.Sleep(grace / 3 * 2)
-		dead(t, "on the second A at its deadline", second)
-	})
-
-	bubble(t, "DB.Close during it leaves nothing behind", func(t *testing.T) {
-		f, src := newFake(t), newSource("1")
-		db := open(t, ctxFake{f}, src, "forceKill=30s")
-		var txs []*sql.Tx
-		for i, value := range []string{"1", "2", "3"} {
-			if i > 0 {
-				src.set(value)
-			}
-			txs = append(txs, inTx(t, db, value))
-		}
-		time.Sleep(grace / 2)
-		start := time.Now()
-		must(t, "DB.Close", db.Close())
-		want(t, "time that DB.Close took", time.Since(start).Truncate(10*time.Millisecond), 0)
-		time.Sleep(10 * grace)
-		for _, tx := range txs {
-			lives(t, "in use after DB.Close", tx)
-			must(t, "Commit", tx.Commit())
-		}
-		synctest.Wait()
-		want(t, "open connections", len(f.live()), 0)
-	})
-
-	bubble(t, "DB.Close when it has passed with the old value back in force", func(t *testing.T) {
-		f, src := newFake(t), newSource("A")
-		db := open(t, ctxFake{f}, src, "forceKill=30s")
-		tx := inTx(t, db, "A")
-		src.set("B")
-		src.set("A")
-		time.Sleep(2 * grace)
-		start := time.Now()
-		must(t, "DB.Close", db.Close())
-		want(t, "time that DB.Close took", time.Since(start).Truncate(10*time.Millisecond), 0)
-		time.Sleep(2 * grace)
-		lives(t, "in use after DB.Close", tx)
-		must(t, "Commit", tx.Commit())
-	})
-
 	bubble(t, "a drained generation has none", func(t *testing.T) {
-		f, src := newFake(t), newSource("1")
-		db := open(t, ctxFake{f}, src, "forceKill=1h")
-		want(t, "value", ask(t, db), "1")
+		src := newSource("1")
+		db := open(t, newFake(t), src, "forceKill=1h")
+		ask(t, db)
 		synctest.Wait()
 		before := runtime.NumGoroutine()
 		for _, value := range []string{"2", "3", "2"} {
@@ -1492,7 +1387,6 @@ func killsAtDeadline(t *testing.T) {
 			synctest.Wait()
 		}
 		await(t, "no more goroutines than before the changes", func() bool { return runtime.NumGoroutine() <= before })
-		want(t, "value of new work", ask(t, db), "2")
 	})
 }
 
