@@ -45,107 +45,76 @@ func TestKill(t *testing.T) {
 // that would have it run again, and it runs once. If it succeeds it says so.
 // Meanwhile new work goes on.
 func killsCalls(t *testing.T) {
-	queried := func(t *testing.T, db *sql.DB) *sql.Rows {
-		rows, err := db.Query("select")
-		must(t, "query", err)
-		return rows
+	type things struct { // in use, each on a connection of its own
+		db   *sql.DB // with prepared statements
+		stmt map[string]*sql.Stmt
+		tx   *sql.Tx
+		conn *sql.Conn
+		own  *sql.Stmt // of a connection
+		rows *sql.Rows
 	}
 	calls := []struct {
 		name, call string
 		ctx        bool // the driver gets a context
 		skips      bool // it may answer ErrSkip
-		set        func(t *testing.T, db *sql.DB) (run func() error)
+		run        func(t *testing.T, x things) error
 	}{
-		{"DB.Exec", "Exec insert", true, true, func(t *testing.T, db *sql.DB) func() error {
-			return func() error { return insert(db) }
-		}},
-		{"DB.Query", "Query select", true, true, func(t *testing.T, db *sql.DB) func() error {
-			return func() error {
-				rows, err := db.Query("select")
-				if err == nil {
-					for rows.Next() {
-						t.Error("killed rows go on")
-					}
-					mustBeKilled(t, "rows of a query that was killed", rows.Err())
-				}
-				return err
+		{"DB.Exec", "Exec insert", true, true, func(t *testing.T, x things) error { return insert(x.db) }},
+		{"DB.Query", "Query select", true, true, func(t *testing.T, x things) error {
+			rows, err := x.db.Query("select")
+			if err == nil {
+				want(t, "another row of killed rows", rows.Next(), false)
+				mustBeKilled(t, "rows of a query that was killed", rows.Err())
 			}
+			return err
 		}},
-		{"DB.Ping", "Ping", true, false, func(t *testing.T, db *sql.DB) func() error { return db.Ping }},
-		{"DB.Begin", "Begin", true, false, func(t *testing.T, db *sql.DB) func() error {
-			return func() error {
-				tx, err := db.Begin()
-				if err == nil {
-					mustBeKilled(t, "Commit of a transaction whose Begin was killed", tx.Commit())
-				}
-				return err
+		{"DB.Ping", "Ping", true, false, func(t *testing.T, x things) error { return x.db.Ping() }},
+		{"DB.Begin", "Begin", true, false, func(t *testing.T, x things) error {
+			tx, err := x.db.Begin()
+			if err == nil {
+				mustBeKilled(t, "Commit of a transaction whose Begin was killed", tx.Commit())
 			}
+			return err
 		}},
-		{"DB.Prepare", "Prepare insert", true, false, func(t *testing.T, db *sql.DB) func() error {
-			return func() error {
-				stmt, err := db.Prepare("insert")
-				if err == nil {
-					_, err := stmt.Exec()
-					must(t, "Exec of a statement whose Prepare was killed", err)
-					must(t, "its Close", stmt.Close())
-				}
-				return err
+		{"DB.Prepare", "Prepare new", true, false, func(t *testing.T, x things) error {
+			stmt, err := x.db.Prepare("new")
+			if err == nil {
+				_, err := stmt.Exec()
+				must(t, "Exec of a statement whose Prepare was killed", err)
+				must(t, "its Close", stmt.Close())
 			}
+			return err
 		}},
-		{"Stmt.Exec", "Exec insert", true, false, func(t *testing.T, db *sql.DB) func() error {
-			stmt := prepare(t, db, "insert")
-			t.Cleanup(func() { stmt.Close() })
-			return func() error { _, err := stmt.Exec(); return err }
-		}},
-		{"Stmt.Query", "Query select", true, false, func(t *testing.T, db *sql.DB) func() error {
-			stmt := prepare(t, db, "select")
-			t.Cleanup(func() { stmt.Close() })
-			return func() error {
-				rows, err := stmt.Query()
-				if err == nil {
-					mustBeKilled(t, "Close of rows of a query that was killed", rows.Close())
-				}
-				return err
+		{"Stmt.Exec", "Exec insert", true, false, func(t *testing.T, x things) error { _, err := x.stmt["insert"].Exec(); return err }},
+		{"Stmt.Query", "Query select", true, false, func(t *testing.T, x things) error {
+			rows, err := x.stmt["select"].Query()
+			if err == nil {
+				mustBeKilled(t, "Close of rows of a query that was killed", rows.Close())
 			}
+			return err
 		}},
-		{"Tx.Exec", "Exec insert", true, true, func(t *testing.T, db *sql.DB) func() error {
-			tx := begin(t, db)
-			return func() error {
-				_, err := tx.Exec("insert")
-				mustBeKilled(t, "Commit", tx.Commit())
-				return err
+		{"Tx.Exec", "Exec insert", true, true, func(t *testing.T, x things) error {
+			err := insert(x.tx)
+			mustBeKilled(t, "Commit", x.tx.Commit())
+			return err
+		}},
+		{"Tx.Commit", "Commit", false, false, func(t *testing.T, x things) error { return x.tx.Commit() }},
+		{"Tx.Rollback", "Rollback", false, false, func(t *testing.T, x things) error { return x.tx.Rollback() }},
+		{"Conn.Exec", "Exec insert", true, true, func(t *testing.T, x things) error {
+			err := insert(x.conn)
+			mustBeKilled(t, "the next call", x.conn.PingContext(t.Context()))
+			return err
+		}},
+		{"first use of a Conn that ends a statement", "Close own", false, false, func(t *testing.T, x things) error { return x.own.Close() }},
+		{"Rows.Next", "Next", true, false, func(t *testing.T, x things) error {
+			if !x.rows.Next() {
+				return x.rows.Err()
 			}
+			want(t, "another row of killed rows", x.rows.Next(), false)
+			mustBeKilled(t, "rows that were killed", x.rows.Err())
+			return nil
 		}},
-		{"Tx.Commit", "Commit", false, false, func(t *testing.T, db *sql.DB) func() error { return begin(t, db).Commit }},
-		{"Tx.Rollback", "Rollback", false, false, func(t *testing.T, db *sql.DB) func() error { return begin(t, db).Rollback }},
-		{"Conn.Exec", "Exec insert", true, true, func(t *testing.T, db *sql.DB) func() error {
-			conn := take(t, db)
-			return func() error {
-				_, err := conn.ExecContext(t.Context(), "insert")
-				_, next := conn.ExecContext(t.Context(), "next")
-				mustBeKilled(t, "the next call", next)
-				return err
-			}
-		}},
-		{"first use of a Conn that ends a statement", "Close insert", false, false, func(t *testing.T, db *sql.DB) func() error {
-			stmt, err := take(t, db).PrepareContext(t.Context(), "insert")
-			must(t, "prepare", err)
-			return stmt.Close
-		}},
-		{"Rows.Next", "Next", true, false, func(t *testing.T, db *sql.DB) func() error {
-			rows := queried(t, db)
-			return func() error {
-				if !rows.Next() {
-					return rows.Err()
-				}
-				if rows.Next() {
-					t.Error("killed rows go on")
-				}
-				mustBeKilled(t, "rows that were killed", rows.Err())
-				return nil
-			}
-		}},
-		{"Rows.Close", "Close rows", false, false, func(t *testing.T, db *sql.DB) func() error { return queried(t, db).Close }},
+		{"Rows.Close", "Close rows", false, false, func(t *testing.T, x things) error { return x.rows.Close() }},
 	}
 	outcomes := []struct {
 		name string
@@ -171,17 +140,26 @@ func killsCalls(t *testing.T) {
 				f.rowCount = 3
 				f.heedless = true
 				db := open(t, ctxFake{f}, src, "forceKill=true")
-				run := call.set(t, db)
+				x := things{db: db, stmt: make(map[string]*sql.Stmt), tx: begin(t, db), conn: take(t, db)}
+				x.own = prepare(t, take(t, db), "own")
+				for _, query := range []string{"insert", "select"} {
+					x.stmt[query] = prepare(t, db, query)
+				}
+				var err error
+				x.rows, err = db.Query("select")
+				must(t, "query", err)
+				defer x.tx.Rollback()
+				defer x.rows.Close()
 				o.armed.Store(true)
 				done := make(chan error, 1)
-				go func() { done <- run() }()
+				go func() { done <- call.run(t, x) }()
 				ctx := receive(t, "the call begins", o.there)
 				src.set("2")
 				if call.ctx {
 					<-ctx.Done()
 					want(t, "cause of the end of the driver's context", context.Cause(ctx), hotload.ErrKilled)
 				}
-				_, err := db.Exec("new work")
+				_, err = db.Exec("new work")
 				must(t, "new work", err)
 				synctest.Wait()
 				want(t, "connections on the old value while the call unwinds", f.liveOn("1"), 1)

@@ -49,12 +49,12 @@ func TestPostgres(t *testing.T) {
 }
 
 // openPostgres opens a pool on a server in one of the modes.
-func openPostgres(t testing.TB, server *pgserver.Server, mode string) *sql.DB {
+func openPostgres(t testing.TB, value, mode string) *sql.DB {
 	t.Helper()
 	if mode != "direct" {
-		return open(t, pq.Driver{}, newSource(server.SuperDSN()), "forceKill="+strconv.FormatBool(mode == "forceKill"))
+		return open(t, pq.Driver{}, newSource(value), "forceKill="+strconv.FormatBool(mode == "forceKill"))
 	}
-	db, err := sql.Open("postgres", server.SuperDSN())
+	db, err := sql.Open("postgres", value)
 	must(t, "open", err)
 	t.Cleanup(func() { db.Close() })
 	return db
@@ -217,7 +217,7 @@ func postgresFidelity(t *testing.T, server *pgserver.Server) {
 	for _, step := range steps {
 		for _, mode := range modes {
 			t.Run(step.name+"/"+mode, func(t *testing.T) {
-				p := &pgRun{t: t, db: openPostgres(t, server, mode)}
+				p := &pgRun{t: t, db: openPostgres(t, server.SuperDSN(), mode)}
 				_, err := p.db.Exec("DROP TABLE IF EXISTS t; CREATE TABLE t (n int PRIMARY KEY, s text)")
 				p.must(err)
 				step.run(p)
@@ -300,7 +300,7 @@ func (p *pgRun) table() {
 // postgresStorm is TestStorm in small, with lib/pq against a real server that
 // counts the connections of each value by their application_name.
 func postgresStorm(t *testing.T, server *pgserver.Server) {
-	monitor := openPostgres(t, server, "direct")
+	monitor := openPostgres(t, server.SuperDSN(), "direct")
 	_, err := monitor.Exec("create table writes (value text)")
 	must(t, "create table", err)
 	// connections counts the server's connections by value.
@@ -450,7 +450,7 @@ func took(t *testing.T, what string, start time.Time, most time.Duration) {
 // postgresKill kills what lib/pq does on real servers.
 func postgresKill(t *testing.T, old, next *pgserver.Server) {
 	direct := func(s *pgserver.Server) *sql.DB {
-		db := openPostgres(t, s, "direct")
+		db := openPostgres(t, s.SuperDSN(), "direct")
 		_, err := db.Exec("drop table if exists t; create table t (n int)")
 		must(t, "create table", err)
 		return db
