@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -446,4 +448,35 @@ func (s litePlainStmt) Exec([]driver.Value) (driver.Result, error) {
 
 func (s litePlainStmt) Query([]driver.Value) (driver.Rows, error) {
 	return s.c.rows(context.Background(), s.query, s.liteChild)
+}
+
+// survives runs a test in a process of its own, which a panic in a goroutine of
+// hotload's would end.
+func survives(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	const child = "HOTLOAD_TEST_CHILD"
+	if os.Getenv(child) == t.Name() {
+		f(t)
+		return
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout="+limit.String())
+	cmd.Env = append(os.Environ(), child+"="+t.Name())
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return
+	}
+	var seen []string
+	last := ""
+	for line := range strings.Lines(string(out)) {
+		line = strings.TrimRight(line, "\n")
+		switch {
+		case strings.HasPrefix(line, "=== RUN"):
+			last = line
+		case strings.HasPrefix(line, "panic: "):
+			seen = append(seen, "the process ended in "+strings.Fields(last)[2], line)
+		case strings.Contains(line, "--- FAIL") || strings.Contains(line, "_test.go:") && !strings.HasPrefix(line, "\t"):
+			seen = append(seen, line)
+		}
+	}
+	t.Errorf("%v:\n%s", err, strings.Join(seen, "\n"))
 }
