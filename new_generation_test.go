@@ -5,9 +5,15 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"fmt"
+	"runtime"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
+	"weak"
 )
 
 // A voidFake is a driver that returns neither what it was asked for nor an
@@ -284,4 +290,212 @@ func TestDriverReturnsNoStatementAgain(t *testing.T) {
 			}
 		}
 	})
+}
+
+// An Open that is done serves the next caller before one that hangs.
+func TestAdoptsTheOpenThatIsDone(t *testing.T) {
+	for _, hung := range []int64{1, 2, 3} {
+		bubble(t, fmt.Sprintf("hangs=%d", hung), func(t *testing.T) {
+			f := newFake(t)
+			never := make(chan bool)
+			var opens atomic.Int64
+			f.onOpen = func(context.Context, string) error {
+				if opens.Add(1) == hung {
+					<-never
+				} else {
+					time.Sleep(300 * time.Millisecond)
+				}
+				return nil
+			}
+			db := open(t, f, newSource("1"), "")
+			t.Cleanup(func() { close(never) })
+			ping := func(patience time.Duration) error {
+				ctx, cancel := context.WithTimeout(context.Background(), patience)
+				defer cancel()
+				return db.PingContext(ctx)
+			}
+			for range 3 { // leave three Opens, of which one hangs
+				go ping(100 * time.Millisecond)
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(time.Second)
+			want(t, "Opens in progress", f.dialing.Load(), 1)
+			want(t, "server connections", len(f.live()), 2)
+			for range 5 {
+				must(t, "a caller while a connection is ready", ping(100*time.Millisecond))
+			}
+			want(t, "Opens", opens.Load(), 3)
+		})
+	}
+}
+
+// No Open is begun for a caller whose context has ended.
+func TestNoOpenForNobody(t *testing.T) {
+	for _, withContext := range []bool{false, true} {
+		for _, before := range []bool{false, true} {
+			bubble(t, fmt.Sprintf("DriverContext=%t,ended before the call=%t", withContext, before), func(t *testing.T) {
+				f, src := newFake(t), newSource("1")
+				f.onClose = func(c *fakeConn) {
+					if c.value == "1" {
+						time.Sleep(900 * time.Millisecond)
+					}
+				}
+				var d driver.Driver = f
+				if withContext {
+					d = ctxFake{f}
+				}
+				db := open(t, d, src, "")
+				want(t, "value", ask(t, db), "1")
+				src.set("2")
+				ctx, cancel := context.WithCancel(t.Context())
+				if before {
+					cancel()
+				} else {
+					time.AfterFunc(100*time.Millisecond, cancel) // while the old connection closes
+				}
+				_, err := db.ExecContext(ctx, "insert")
+				want(t, "error", err, context.Canceled)
+				time.Sleep(5 * time.Second)
+				want(t, "connections with the new value", f.liveOn("2"), 0)
+				want(t, "connections opened", f.opened.Load(), 1)
+			})
+		}
+	}
+}
+
+// What "value accepted" says of closed connections includes those that were
+// opened for a caller who had left.
+func TestClosedCountsSpares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := collect(t)
+		f, src := newFake(t), newSource("1")
+		f.onOpen = func(context.Context, string) error {
+			time.Sleep(300 * time.Millisecond)
+			return nil
+		}
+		db := open(t, f, src, "")
+		for range 3 {
+			go func() {
+				ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+				defer cancel()
+				db.PingContext(ctx)
+			}()
+		}
+		time.Sleep(time.Second)
+		want(t, "connections", f.liveOn("1"), 3)
+		src.set("2")
+		synctest.Wait()
+		want(t, "connections after the change", f.liveOn("1"), 0)
+		want(t, "value accepted, with three closed, in\n"+l.String(), l.count("value accepted", "generation=2", "closed=3", "in_use=0"), 1)
+	})
+}
+
+// Callers who leave the same Open cost nothing when they have left.
+func TestImpatientCallersAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		never := make(chan bool)
+		f.onOpen = func(context.Context, string) error { <-never; return nil }
+		db := open(t, f, newSource("1"), "")
+		t.Cleanup(func() { close(never); time.Sleep(time.Minute) })
+		heap := func() int64 {
+			runtime.GC()
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return int64(m.HeapAlloc)
+		}
+		ping := func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Microsecond)
+			defer cancel()
+			db.PingContext(ctx)
+		}
+		for range 100 {
+			ping()
+		}
+		before := heap()
+		const callers = 20_000
+		for range callers {
+			ping()
+		}
+		if grown := heap() - before; grown > 1<<20 {
+			t.Errorf("%d kB are held for %d callers that have left, all of one Open", grown>>10, callers)
+		}
+		want(t, "Opens in progress", f.dialing.Load(), 1)
+	})
+}
+
+// A heavyFake keeps book of which of its connectors are still in memory.
+type (
+	heavyFake struct {
+		ctxFake
+		mu   *sync.Mutex
+		made *[]weak.Pointer[heavyConnector]
+	}
+	heavyConnector struct {
+		fakeConnector
+		_ [1 << 10]byte
+	}
+)
+
+func (d heavyFake) OpenConnector(value string) (driver.Connector, error) {
+	c := &heavyConnector{fakeConnector: fakeConnector{d.fake, value}}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	*d.made = append(*d.made, weak.Make(c))
+	return c, nil
+}
+
+func (d heavyFake) alive() (n int) {
+	runtime.GC()
+	runtime.GC()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range *d.made {
+		if p.Value() != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// A generation that has drained is let go of: also where it waits for its
+// deadline, and where its value is in force again when that comes.
+func TestDrainedIsForgotten(t *testing.T) {
+	for _, row := range []struct {
+		name, options string
+		values        int // that come in turns
+		pause         time.Duration
+	}{
+		{"graceful", "", 1000, 0},
+		{"forced", "forceKill=true", 1000, 0},
+		{"probed", "probe=true", 1000, time.Second},
+		{"a long grace", "forceKill=24h", 1000, 0},
+		{"values come back before their deadline", "forceKill=10s", 2, 4 * time.Second},
+		{"values come back after their deadline", "forceKill=10s", 2, 11 * time.Second},
+		{"values come back at their deadline", "forceKill=10s", 2, 5 * time.Second},
+	} {
+		bubble(t, row.name, func(t *testing.T) {
+			d := heavyFake{ctxFake{newFake(t)}, new(sync.Mutex), new([]weak.Pointer[heavyConnector])}
+			src := newSource("0")
+			db := open(t, d, src, row.options)
+			stmt, err := db.Prepare("select")
+			must(t, "prepare", err)
+			const changes = 300
+			for i := range changes {
+				src.set(strconv.Itoa((i + 1) % row.values))
+				time.Sleep(row.pause)
+				tx, err := db.Begin()
+				must(t, "begin", err)
+				_, err = tx.Stmt(stmt).Exec()
+				must(t, "exec", err)
+				must(t, "commit", tx.Commit())
+			}
+			time.Sleep(8 * time.Second)
+			if n := d.alive(); n > 10 {
+				t.Errorf("%d generations are in memory after %d changes, all but one drained", n, changes)
+			}
+			must(t, "Stmt.Close", stmt.Close())
+		})
+	}
 }
