@@ -457,14 +457,19 @@ func (p *pauses) next(err error) (pause time.Duration) {
 // unreachable reports whether an error says that a server cannot be reached, or
 // not yet, and no more than that. A SQLSTATE decides, where there is one: it is
 // a server's answer.
-func unreachable(err error) bool {
-	if state := sqlState(err); state != "" {
-		class := state[:2] // connection exception, insufficient resources, operator intervention
-		return class == "08" || class == "53" || class == "57"
-	}
-	var network net.Error // contexts' DeadlineExceeded is one
-	var errno syscall.Errno
-	return errors.As(err, &network) || errors.As(err, &errno) || errors.Is(err, context.Canceled)
+func unreachable(err error) (yes bool) {
+	safely(func() error { // the driver's error has methods of its own
+		if state := sqlState(err); state != "" {
+			class := state[:2] // connection exception, insufficient resources, operator intervention
+			yes = class == "08" || class == "53" || class == "57"
+			return nil
+		}
+		var network net.Error // context.DeadlineExceeded is one
+		var errno syscall.Errno
+		yes = errors.As(err, &network) || errors.As(err, &errno) || errors.Is(err, context.Canceled)
+		return nil
+	})
+	return yes
 }
 
 // publish puts a candidate in force and retires the generation before it. It
@@ -507,13 +512,16 @@ func describe(err error) (attrs []any) {
 		return nil
 	}
 	attrs = append(attrs, "error_type", fmt.Sprintf("%T", err))
-	if state := sqlState(err); state != "" {
-		attrs = append(attrs, "sqlstate", state)
-	}
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		attrs = append(attrs, "errno", errno.Error())
-	}
+	safely(func() error {
+		if state := sqlState(err); state != "" {
+			attrs = append(attrs, "sqlstate", state)
+		}
+		var errno syscall.Errno
+		if errors.As(err, &errno) {
+			attrs = append(attrs, "errno", errno.Error())
+		}
+		return nil
+	})
 	return attrs
 }
 

@@ -362,8 +362,8 @@ func (r *rows) Next(dest []driver.Value) error {
 
 // keep copies a part of the driver's buffer into one that is the rows' own.
 func (r *rows) keep(b []byte) []byte {
-	if b == nil {
-		return nil
+	if len(b) == 0 {
+		return b // nil is NULL, and empty is not
 	}
 	n := len(r.buf)
 	r.buf = append(r.buf, b...)

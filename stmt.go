@@ -48,18 +48,16 @@ func (st *stmt) prepare(ctx context.Context, s *serverConn) error {
 	if si == nil {
 		return errors.New("hotload: the driver returned neither a statement nor an error")
 	}
-	// From here on it closes with its connection, if it does not before.
+	if err = ctx.Err(); err != nil && !ok {
+		if !s.closed.Load() { // by the last resort of a kill
+			si.Close()
+		}
+		return err
+	}
 	if s.stmts == nil {
 		s.stmts = make(map[*stmt]driver.Stmt)
 	}
 	s.stmts[st] = si
-	if !ok && ctx.Err() != nil {
-		if !s.closed.Load() { // by the last resort of a kill
-			delete(s.stmts, st)
-			si.Close()
-		}
-		return ctx.Err()
-	}
 	st.s, st.si = s, si
 	if st.exec, ok = si.(driver.StmtExecContext); !ok {
 		st.exec = plainStmt{si}
