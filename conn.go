@@ -34,16 +34,14 @@ type conn struct {
 	spoiled bool
 }
 
-var (
-	_ driver.ConnPrepareContext = (*conn)(nil)
-	_ driver.ConnBeginTx        = (*conn)(nil)
-	_ driver.Pinger             = (*conn)(nil)
-	_ driver.NamedValueChecker  = (*conn)(nil)
-	_ driver.SessionResetter    = (*conn)(nil)
-	_ driver.Validator          = (*conn)(nil)
-	_ driver.ExecerContext      = (*directConn)(nil)
-	_ driver.QueryerContext     = (*directConn)(nil)
-)
+var _ driver.ConnPrepareContext = (*conn)(nil)
+var _ driver.ConnBeginTx = (*conn)(nil)
+var _ driver.Pinger = (*conn)(nil)
+var _ driver.NamedValueChecker = (*conn)(nil)
+var _ driver.SessionResetter = (*conn)(nil)
+var _ driver.Validator = (*conn)(nil)
+var _ driver.ExecerContext = (*directConn)(nil)
+var _ driver.QueryerContext = (*directConn)(nil)
 
 // A directConn is the conn of a driver that can exec or query without a
 // statement. Of others database/sql must not find ExecContext and QueryContext,
@@ -151,28 +149,17 @@ func (p *conn) IsValid() bool {
 // Close waits for the driver's Close to have its error, but not for long, and
 // not at all if the connection is superseded or another one is closing: if one
 // hangs the next may too, and database/sql may hold its lock.
-func (p *conn) Close() (err error) {
+func (p *conn) Close() error {
 	if p.c.alone {
-		defer func() {
-			if cerr := p.c.Close(); cerr != nil {
-				err = cerr
-			}
-		}()
+		defer p.c.Close()
 	}
 	s := p.s
 	p.used = false
 	s.k.endUse()
-	p.c.mu.Lock()
-	p.c.pruneLocked()
-	first := len(p.c.uncounted) == 0
-	p.c.mu.Unlock()
-	if s.retire() && first && !s.superseded() && s.awaitClosed(context.Background()) {
+	if s.retire() && !s.superseded() && p.c.countOut() == 0 && s.awaitClosed(context.Background()) {
 		return s.err
 	}
-	p.c.mu.Lock()
-	defer p.c.mu.Unlock()
-	p.c.uncounted = append(p.c.uncounted, s)
-	p.c.pruneLocked()
+	p.c.countOut(s)
 	return nil
 }
 
@@ -235,9 +222,7 @@ func (p *directConn) QueryContext(ctx context.Context, query string, args []driv
 	return call.endQuery(r, err)
 }
 
-func (p *conn) Begin() (driver.Tx, error) {
-	return p.BeginTx(context.Background(), driver.TxOptions{})
-}
+func (p *conn) Begin() (driver.Tx, error) { return p.BeginTx(context.Background(), driver.TxOptions{}) }
 
 func (p *conn) BeginTx(caller context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	s, ctx, call, err := p.begin(caller)
@@ -328,11 +313,7 @@ func (p *conn) CheckNamedValue(nv *driver.NamedValue) error {
 	if p.unchecked || !s.k.enter() {
 		return nil // if it was killed, the operation says so
 	}
-	err := driver.ErrSkip
-	if s.checker != nil {
-		err = s.checker.CheckNamedValue(nv)
-	}
-	return s.k.leave(err)
+	return s.k.leave(check(s.checker, nv))
 }
 
 // checked returns the arguments of an operation as the driver is to get them.

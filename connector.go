@@ -36,26 +36,23 @@ type connector struct {
 	driver   driver.Driver
 	alone    bool // made by Driver.Open: it closes with its connection
 
-	ctx  context.Context // of the watch and of what waits in the background; ended by Close
+	ctx  context.Context // of the watch and of what waits in the background; ended by Close, under mu
 	stop context.CancelFunc
 
 	current atomic.Pointer[generation] // in force; nil until a first value is
 	running atomic.Int64               // goroutines that Close waits for
 	proving chan struct{}              // holds one element while a candidate is being tried
 
-	mu        sync.Mutex // guards the following fields, and changes of current
-	closed    bool
+	mu        sync.Mutex    // guards the following fields, and changes of current
 	first     *firstWatch   // nil before the first connect, and after a first Watch that failed
 	candidate *generation   // that is to be put in force; nil if there is none
 	uncounted []*serverConn // closing, though database/sql counts them no more
 
-	blank bool // the last value was refused as blank; used by watch alone
+	blank bool // the last value was blank, of which the log tells once; used by watch alone
 }
 
-var (
-	_ driver.Connector = (*connector)(nil)
-	_ io.Closer        = (*connector)(nil)
-)
+var _ driver.Connector = (*connector)(nil)
+var _ io.Closer = (*connector)(nil)
 
 func newConnector(d dsn, strategy Strategy, drv driver.Driver) *connector {
 	c := &connector{dsn: d, strategy: strategy, driver: drv, proving: make(chan struct{}, 1)}
@@ -74,8 +71,8 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	// A pool whose connections are slow to close must not exceed MaxOpenConns on
 	// the server. Each connection that is closing has left room for one new one,
 	// so this one waits for the oldest, and the next for another.
+	c.countOut()
 	c.mu.Lock()
-	c.pruneLocked()
 	var oldest *serverConn
 	if len(c.uncounted) > 0 {
 		oldest, c.uncounted = c.uncounted[0], c.uncounted[1:]
@@ -91,9 +88,13 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return newConn(ctx, c, s), nil
 }
 
-// pruneLocked removes what has closed from uncounted, which may then be read.
-func (c *connector) pruneLocked() {
-	c.uncounted = slices.DeleteFunc(c.uncounted, func(s *serverConn) bool { return isClosed(s.gone) })
+// countOut adds connections that database/sql counts no more, and returns how
+// many of these are still closing.
+func (c *connector) countOut(conns ...*serverConn) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.uncounted = slices.DeleteFunc(append(c.uncounted, conns...), func(s *serverConn) bool { return isClosed(s.gone) })
+	return len(c.uncounted)
 }
 
 // dial opens a server connection with the value in force. When that is
@@ -124,17 +125,16 @@ func (c *connector) dial(ctx context.Context) (*serverConn, error) {
 // connector. What takes longer goes on without it.
 func (c *connector) Close() error {
 	c.mu.Lock()
-	again := c.closed
-	c.closed = true
+	again := c.ctx.Err() != nil
+	c.stop()
 	c.mu.Unlock()
 	if again {
 		return nil
 	}
-	c.stop()
 	c.setCandidate(nil)
 	g := c.current.Load()
 	if g != nil {
-		g.abandonSpares()
+		g.pruneSpares()
 	}
 	// Not a WaitGroup: connections are returned, and close, while this waits and
 	// later, and its Add must not race with its Wait.
@@ -194,7 +194,7 @@ func (c *connector) start(ctx context.Context) error {
 		return errEmptyDSN
 	}
 	c.mu.Lock()
-	if c.first == nil && !c.closed {
+	if c.first == nil && c.ctx.Err() == nil {
 		w := &firstWatch{ready: make(chan struct{})}
 		c.first = w
 		c.inBackground(func() { c.watch(w) })
@@ -222,10 +222,7 @@ func (c *connector) start(ctx context.Context) error {
 // The pause before Watch is called again doubles from the least to the most.
 // It starts afresh only after a watch that outlived the most, so that a
 // strategy whose watches keep breaking off is not called in a hurry.
-const (
-	leastWatchPause = 100 * time.Millisecond
-	mostWatchPause  = 30 * time.Second
-)
+const leastWatchPause, mostWatchPause = 100 * time.Millisecond, 30 * time.Second
 
 // watch calls Strategy.Watch, again and again, until the connector is closed.
 // It ends early if the very first call fails: then the next connect starts
@@ -299,9 +296,9 @@ func (c *connector) follow(values <-chan string) {
 func (c *connector) offer(value string) {
 	if strings.TrimSpace(value) == "" {
 		if !c.blank {
+			c.blank = true
 			c.logger().Warn("hotload: value refused", "reason", "empty")
 		}
-		c.blank = true
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.first.settleLocked(fmt.Errorf("hotload: strategy %q delivered an empty or blank connection string for path %q, want one for driver %q",
@@ -333,7 +330,7 @@ func (c *connector) setCandidate(g *generation) bool {
 	c.mu.Lock()
 	old, current := c.candidate, c.current.Load()
 	switch {
-	case c.closed:
+	case c.ctx.Err() != nil: // closed
 		g = nil
 	case old != nil && old.value == g.value:
 		c.mu.Unlock()
@@ -344,7 +341,8 @@ func (c *connector) setCandidate(g *generation) bool {
 	c.candidate = g
 	c.mu.Unlock()
 	if old != nil {
-		old.discard()
+		old.supersede()
+		old.release(nil)
 	}
 	return g != nil
 }

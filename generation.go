@@ -129,49 +129,37 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 	defer context.AfterFunc(g.ctx, cancel)()
 	for {
 		o := g.adopt()
+		var tooOld <-chan struct{}
 		adopted := o != nil
-		if !adopted {
-			o = g.open(ctx, cancel)
-		}
-		if o == nil {
+		if adopted {
+			tooOld = o.old
+		} else if o = g.open(ctx, cancel); o == nil {
 			return nil, context.Canceled // superseded
 		}
-		s, err, ok := g.await(ctx, o, adopted)
-		// What failed another caller is his answer. This one begins an Open of his
-		// own, as he does in place of one that is too old.
-		if ok && (err == nil || !adopted || ctx.Err() != nil) {
-			return s, err
-		}
-	}
-}
-
-// await waits for an opening until the caller's context ends. It reports false
-// if it was adopted and is too old before that.
-func (g *generation) await(ctx context.Context, o *opening, adopted bool) (_ *serverConn, err error, ok bool) {
-	var tooOld <-chan struct{}
-	if adopted {
-		tooOld = o.old
-	}
-	select {
-	case <-o.done:
-		return o.s, o.err, true
-	case <-tooOld:
-		g.leave(o)
-		return nil, nil, false
-	case <-ctx.Done():
-	}
-	if g.connector != nil {
-		// The driver has seen it, and has an error of its own to return. Nobody
-		// wants that of a superseded value.
 		select {
 		case <-o.done:
-			return o.s, o.err, true
-		case <-g.ctx.Done():
-		case <-time.After(patience):
+			if adopted && o.err != nil {
+				continue // that is an answer to the caller who began it
+			}
+			return o.s, o.err
+		case <-tooOld:
+			g.leave(o)
+			continue
+		case <-ctx.Done():
 		}
+		if g.connector != nil {
+			// The driver has seen it, and has an error of its own to return. Nobody
+			// wants that of a superseded value.
+			select {
+			case <-o.done:
+				return o.s, o.err
+			case <-g.ctx.Done():
+			case <-time.After(patience):
+			}
+		}
+		g.leave(o)
+		return nil, ctx.Err()
 	}
-	g.leave(o)
-	return nil, ctx.Err(), true
 }
 
 // adopt returns a spare, if there is one: rather one that is there already than
@@ -196,7 +184,10 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *openi
 	}
 	o := &opening{done: make(chan struct{}), old: make(chan struct{})}
 	if g.connector == nil {
-		time.AfterFunc(spareLife, func() { g.expire(o) })
+		time.AfterFunc(spareLife, func() {
+			close(o.old)
+			g.pruneSpares()
+		})
 	}
 	go func() {
 		var ci driver.Conn
@@ -225,46 +216,27 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *openi
 	return o
 }
 
-// leave makes a spare of an Open for the next caller. It abandons what can be
-// none: a Connect, an Open that is too old, and all of a generation that ends.
+// leave makes a spare of an Open for the next caller.
 func (g *generation) leave(o *opening) {
 	g.mu.Lock()
-	// All of this is looked at under the lock: either expire and abandonSpares
-	// come later and find the spare, or what called them is seen here.
-	spare := g.connector == nil && !isClosed(o.old) && g.ctx.Err() == nil && g.c.ctx.Err() == nil
-	if spare {
-		g.spares = append(g.spares, o)
-	}
+	g.spares = append(g.spares, o)
 	g.mu.Unlock()
-	if !spare {
-		o.abandon()
-	}
+	g.pruneSpares()
 }
 
-// expire abandons a spare that is too old. If a caller has it, he does so.
-func (g *generation) expire(o *opening) {
-	close(o.old)
+// pruneSpares abandons what can serve nobody: a Connect, an Open that is too
+// old, and all of a generation that ends. It is called after each of these has
+// come about, and after each spare has come in, so none is missed.
+func (g *generation) pruneSpares() {
 	g.mu.Lock()
-	i := slices.Index(g.spares, o)
-	if i >= 0 {
-		g.spares = slices.Delete(g.spares, i, i+1)
-	}
-	g.mu.Unlock()
-	if i >= 0 {
-		o.abandon()
-	}
-}
-
-// abandonSpares abandons all spares, when the generation is superseded or the
-// connector closed.
-func (g *generation) abandonSpares() {
-	g.mu.Lock()
-	spares := g.spares
-	g.spares = nil
-	g.mu.Unlock()
-	for _, o := range spares {
-		o.abandon()
-	}
+	defer g.mu.Unlock()
+	g.spares = slices.DeleteFunc(g.spares, func(o *opening) bool {
+		useless := g.connector != nil || isClosed(o.old) || g.ctx.Err() != nil || g.c.ctx.Err() != nil
+		if useless {
+			o.abandon()
+		}
+		return useless
+	})
 }
 
 // abandon closes what an opening brings, when it is there: nobody will take it.
@@ -292,15 +264,9 @@ func (g *generation) supersede() (closed, inUse int) {
 		}
 	}
 	g.mu.Unlock()
-	g.abandonSpares()
+	g.pruneSpares()
 	closeAll(swept)
 	return len(swept), inUse
-}
-
-// discard ends a candidate.
-func (g *generation) discard() {
-	g.supersede()
-	g.release(nil)
 }
 
 // retain counts one reference more, unless the generation has drained.

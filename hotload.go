@@ -105,6 +105,7 @@ package hotload
 // The core is the table of states and the two rules below it, in server.go.
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -124,10 +125,8 @@ import (
 // server; database/sql does not run it again.
 var ErrKilled = errors.New("hotload: connection killed because its connection string was replaced")
 
-var (
-	errClosed   = errors.New("hotload: the connector is closed")
-	errEmptyDSN = errors.New("hotload: the data source name is empty: want strategy://driver/path?options")
-)
+var errClosed = errors.New("hotload: the connector is closed")
+var errEmptyDSN = errors.New("hotload: the data source name is empty: want strategy://driver/path?options")
 
 // A Strategy watches the place where a connection string is kept. SPEC.md is
 // its contract, and package strategytest tests an implementation against it.
@@ -194,9 +193,8 @@ func register[T any](registry map[string]T, f, what, name string, v T) {
 type dsn struct {
 	strategyName, driverName, path string
 	options                        url.Values // the strategy's
-	forceKill                      bool
+	forceKill, probe               bool
 	grace                          time.Duration // with forceKill: how long what is in use may go on
-	probe                          bool
 }
 
 // parseDSN reads strategy://driver/path?options. Its errors quote nothing
@@ -211,21 +209,19 @@ func parseDSN(name string) (d dsn, err error) {
 		return d, errors.New("hotload: the data source name is not a valid URL: " +
 			"want strategy://driver/path?options with special characters percent-encoded")
 	}
-	bad := ""
-	switch {
-	case u.Opaque != "":
-		bad = `has no strategy before "://"`
-	case u.User != nil:
-		bad = "has user information, which belongs in the connection string that the strategy delivers"
-	case u.Hostname() == "":
-		bad = `names no driver after "://"`
-	case strings.Contains(u.Host, ":"):
-		bad = "has a port, which belongs in the connection string that the strategy delivers"
-	case strings.Contains(name, "#"):
-		bad = "has a fragment: write %23 for a # in the path or the options"
-	}
-	if bad != "" {
-		return d, errors.New("hotload: the data source name " + bad + ": want strategy://driver/path?options")
+	for _, part := range []struct {
+		bad bool
+		how string
+	}{
+		{u.Opaque != "", `has no strategy before "://"`},
+		{u.User != nil, "has user information, which belongs in the connection string that the strategy delivers"},
+		{u.Hostname() == "", `names no driver after "://"`},
+		{strings.Contains(u.Host, ":"), "has a port, which belongs in the connection string that the strategy delivers"},
+		{strings.Contains(name, "#"), "has a fragment: write %23 for a # in the path or the options"},
+	} {
+		if part.bad {
+			return d, errors.New("hotload: the data source name " + part.how + ": want strategy://driver/path?options")
+		}
 	}
 	d = dsn{strategyName: u.Scheme, driverName: u.Host, path: u.Path}
 	if d.options, err = url.ParseQuery(u.RawQuery); err != nil {
@@ -237,20 +233,19 @@ func parseDSN(name string) (d dsn, err error) {
 
 // takeOptions takes hotload's own options from those of the strategy.
 func (d *dsn) takeOptions() error {
-	kill, err := d.takeOption("forceKill")
-	if err != nil {
+	kill, killErr := d.takeOption("forceKill")
+	probe, probeErr := d.takeOption("probe")
+	if err := cmp.Or(killErr, probeErr); err != nil {
 		return err
 	}
-	if d.forceKill = kill != "false"; d.forceKill && kill != "true" {
+	d.forceKill, d.probe = kill != "false", probe == "true"
+	if kill != "true" && kill != "false" {
+		var err error
 		if d.grace, err = time.ParseDuration(kill); err != nil || d.grace <= 0 {
 			return errors.New("hotload: option forceKill: want true, false or a positive duration such as 30s")
 		}
 	}
-	probe, err := d.takeOption("probe")
-	if err != nil {
-		return err
-	}
-	if d.probe = probe == "true"; !d.probe && probe != "false" {
+	if probe != "true" && probe != "false" {
 		return errors.New("hotload: option probe: want true or false")
 	}
 	return nil

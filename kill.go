@@ -21,15 +21,16 @@ import (
 // when the call in progress has returned.
 //
 // Without forceKill a server connection has none. The methods of a nil *killer
-// and of a nil *call have nothing to do.
+// and of a nil *call have nothing to do. Those that every operation goes through
+// are in two parts, so that the compiler can inline the test for nil.
 type killer struct {
 	s *serverConn
 
-	mu       sync.Mutex         // guards the following fields
-	busy     bool               // a call is in progress, or Raw was called and nothing since
-	killed   bool               // goes from false to true once; nothing but the closing enters the driver after it
-	returned chan struct{}      // made by a kill that finds it busy; closed when the call returns
-	calls    map[*call]struct{} // whose contexts the driver may hold on to
+	mu       sync.Mutex    // guards the following fields
+	busy     bool          // a call is in progress, or Raw was called and nothing since
+	killed   bool          // goes from false to true once; nothing but the closing enters the driver after it
+	returned chan struct{} // made by a kill that finds it busy; closed when the call returns
+	calls    []*call       // whose contexts the driver may hold on to
 }
 
 // A call is a call of the driver and what it began: its context lives until the
@@ -40,14 +41,11 @@ type call struct {
 	rows   driver.Rows // open; nil if the call has brought none. Guarded by k.mu
 }
 
-func newKiller(s *serverConn) *killer { return &killer{s: s, calls: make(map[*call]struct{})} }
-
 // enter begins a call of the driver, which leave ends. It reports false if the
 // connection was killed.
-func (k *killer) enter() bool {
-	if k == nil {
-		return true
-	}
+func (k *killer) enter() bool { return k == nil || k.enterForced() }
+
+func (k *killer) enterForced() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.enterLocked()
@@ -69,6 +67,10 @@ func (k *killer) leave(err error) error {
 	if k == nil {
 		return err
 	}
+	return k.leaveForced(err)
+}
+
+func (k *killer) leaveForced(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.leaveLocked(err)
@@ -95,12 +97,16 @@ func (k *killer) begin(ctx context.Context) (context.Context, *call, error) {
 	if k == nil {
 		return ctx, nil, nil
 	}
+	return k.beginForced(ctx)
+}
+
+func (k *killer) beginForced(ctx context.Context) (context.Context, *call, error) {
 	c := &call{s: k.s}
 	ctx, c.cancel = context.WithCancelCause(ctx)
 	k.mu.Lock()
 	entered := k.enterLocked()
 	if entered {
-		k.calls[c] = struct{}{}
+		k.calls = append(k.calls, c)
 	}
 	k.mu.Unlock()
 	if !entered {
@@ -117,7 +123,9 @@ func (c *call) end(err error) error {
 	}
 	k := c.s.k
 	k.mu.Lock()
-	delete(k.calls, c) // with its rows, which the owner has closed
+	// With its rows, which the owner has closed. A program that has a transaction
+	// from a Raw callback may end it twice.
+	k.calls = slices.DeleteFunc(k.calls, func(other *call) bool { return other == c })
 	err = k.leaveLocked(err)
 	k.mu.Unlock()
 	c.cancel(nil)
@@ -172,36 +180,39 @@ func (c *call) last(f func() error) error {
 // endUse ends all use: the connection is taken from the pool, returned to it, or
 // closed. It ends the contexts that the driver may hold on to.
 func (k *killer) endUse() {
-	if k == nil {
-		return
+	if k != nil {
+		k.endUseForced()
 	}
+}
+
+func (k *killer) endUseForced() {
 	k.mu.Lock()
 	k.leaveLocked(nil) // Raw
-	ended := k.calls
-	if k.killed {
-		ended = nil // they have ended, and who closes the connection has to find their rows
-	} else if len(ended) > 0 {
-		k.calls = make(map[*call]struct{})
+	var ended []*call
+	if !k.killed && len(k.calls) > 0 { // after a kill, who closes the connection has to find their rows
+		ended, k.calls = k.calls, nil
 	}
 	k.mu.Unlock()
-	for c := range ended {
+	for _, c := range ended {
 		c.cancel(nil)
 	}
 }
 
-// openRows returns the rows that are open, for who closes the connection.
-func (k *killer) openRows() (open []driver.Rows) {
+// closeRows closes the rows that are open, for who closes the connection. After
+// a kill no call comes or goes any more; and if database/sql closes the
+// connection, nobody else has it.
+func (k *killer) closeRows() {
 	if k == nil {
-		return nil
+		return
 	}
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	for c := range k.calls {
+	calls := k.calls
+	k.mu.Unlock()
+	for _, c := range calls {
 		if c.rows != nil {
-			open = append(open, c.rows)
+			safely(func() error { return c.rows.Close() })
 		}
 	}
-	return open
 }
 
 // kill ends what is in use. It reports false if nothing is.
@@ -217,12 +228,10 @@ func (s *serverConn) kill() bool {
 		return false
 	}
 	k.killed = true // from here on the owner enters no more
-	var returned chan struct{}
 	if k.busy {
-		returned = make(chan struct{})
-		k.returned = returned
+		k.returned = make(chan struct{})
 	}
-	calls := slices.Collect(maps.Keys(k.calls))
+	returned, calls := k.returned, slices.Clone(k.calls)
 	k.mu.Unlock()
 	for _, c := range calls {
 		c.cancel(ErrKilled)
@@ -235,22 +244,19 @@ func (s *serverConn) kill() bool {
 // value is in force again by then, nothing is killed, and the time begins anew
 // when that is superseded in its turn.
 func (c *connector) killLater(g *generation) {
+	over, back := time.After(c.grace), (<-chan struct{})(nil)
 	for {
 		select {
-		case <-time.After(c.grace):
+		case <-over:
+			current := c.current.Load()
+			if current.value != g.value {
+				g.kill()
+				return
+			}
+			back = current.ctx.Done()
+		case <-back:
+			over, back = time.After(c.grace), nil
 		case <-g.drained: // or it would be kept in memory for the whole time
-			return
-		case <-c.ctx.Done():
-			return
-		}
-		current := c.current.Load()
-		if current.value != g.value {
-			g.kill()
-			return
-		}
-		select {
-		case <-current.ctx.Done():
-		case <-g.drained:
 			return
 		case <-c.ctx.Done():
 			return
@@ -264,10 +270,10 @@ func (g *generation) kill() {
 		return
 	}
 	g.mu.Lock()
-	conns := slices.Collect(maps.Keys(g.conns))
+	conns := maps.Clone(g.conns)
 	g.mu.Unlock()
 	n := 0
-	for _, s := range conns {
+	for s := range conns {
 		if s.kill() {
 			n++
 		}

@@ -73,7 +73,7 @@ type serverConn struct {
 func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *serverConn {
 	s := &serverConn{gen: g, ci: ci, cancel: cancel, gone: make(chan struct{})}
 	if g.c.forceKill {
-		s.k = newKiller(s)
+		s.k = &killer{s: s}
 	}
 	s.resetter, _ = ci.(driver.SessionResetter)
 	s.validator, _ = ci.(driver.Validator)
@@ -100,13 +100,21 @@ func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *se
 // superseded reports whether another value is in force.
 func (s *serverConn) superseded() bool { return s.gen != s.gen.c.current.Load() }
 
-// take makes the caller the owner. It reports false if the connection is
-// retired, or superseded: then it is retired now. The caller holds the proxy,
-// and database/sql lets one at a time do so: if the connection is taken already
-// it is the caller's.
+// hold makes the caller the owner, for a moment in which nothing begins: the
+// session is reset, a statement of the pool closes, the connection is returned.
+// It reports false if the connection is retired: who loses this swap lost it to
+// the sweep, which closes the connection.
+//
+// The caller has the proxy, and database/sql lets only one have it at a time. So
+// if the connection is taken already it is the caller's.
+func (s *serverConn) hold() bool {
+	return s.state.Load() == taken || s.state.CompareAndSwap(idle, taken)
+}
+
+// take is hold for an operation. It reports false also if the connection is
+// superseded: then it is retired now.
 func (s *serverConn) take() bool {
-	// Who loses this swap lost it to the sweep, which closes the connection.
-	if s.state.Load() != taken && !s.state.CompareAndSwap(idle, taken) {
+	if !s.hold() {
 		return false
 	}
 	// Rule 2: a change may have come before the swap. Nothing has run yet, so
@@ -118,13 +126,6 @@ func (s *serverConn) take() bool {
 	return true
 }
 
-// hold is take for the moments in which nothing begins: the session is reset,
-// a statement of the pool closes, the connection is returned. It may be a
-// superseded one.
-func (s *serverConn) hold() bool {
-	return s.state.Load() == taken || s.state.CompareAndSwap(idle, taken)
-}
-
 // giveBack is the end of take and of hold.
 func (s *serverConn) giveBack() {
 	s.state.Store(idle)
@@ -133,14 +134,12 @@ func (s *serverConn) giveBack() {
 	}
 }
 
-// retireIdle retires the connection if nobody owns it, and reports whether it
-// did. Of several that try at a time one succeeds.
-func (s *serverConn) retireIdle() bool {
-	if !s.state.CompareAndSwap(idle, retired) {
-		return false
+// retireIdle retires the connection if nobody owns it. Of several that try at a
+// time one succeeds, and the others have nothing to do.
+func (s *serverConn) retireIdle() {
+	if s.state.CompareAndSwap(idle, retired) {
+		s.startClosing(nil)
 	}
-	s.startClosing(nil)
-	return true
 }
 
 // retire retires the connection for its owner. It reports false if that has
@@ -203,17 +202,11 @@ func (s *serverConn) close(returned <-chan struct{}) {
 // connection whose owner the caller is. With forceKill, one that hangs does not
 // keep the connection open for longer than patience in all.
 func (s *serverConn) closeChildren() {
-	rows := s.k.openRows()
-	if len(rows)+len(s.stmts) == 0 {
-		return
-	}
 	if s.k != nil {
 		limit := time.AfterFunc(patience, func() { s.gen.c.inBackground(s.closeConn) })
 		defer limit.Stop()
 	}
-	for _, r := range rows {
-		safely(func() error { return r.Close() })
-	}
+	s.k.closeRows()
 	for _, si := range s.stmts {
 		safely(func() error { return si.Close() })
 	}

@@ -24,12 +24,10 @@ type stmt struct {
 // and ask no NamedValueChecker.
 type columnStmt struct{ *stmt }
 
-var (
-	_ driver.StmtExecContext   = (*stmt)(nil)
-	_ driver.StmtQueryContext  = (*stmt)(nil)
-	_ driver.NamedValueChecker = (*stmt)(nil)
-	_ driver.ColumnConverter   = columnStmt{}
-)
+var _ driver.StmtExecContext = (*stmt)(nil)
+var _ driver.StmtQueryContext = (*stmt)(nil)
+var _ driver.NamedValueChecker = (*stmt)(nil)
+var _ driver.ColumnConverter = columnStmt{}
 
 // prepare prepares the statement on s, within a call that was begun there. It
 // is ctxDriverPrepare of database/sql.
@@ -112,20 +110,23 @@ func (st *stmt) NumInput() int {
 	if !st.enter() {
 		return -1
 	}
-	n := st.si.NumInput()
-	st.s.k.leave(nil)
-	return n
+	defer st.s.k.leave(nil)
+	return st.si.NumInput()
 }
 
 func (st *stmt) CheckNamedValue(nv *driver.NamedValue) error {
 	if !st.enter() {
 		return nil
 	}
-	err := driver.ErrSkip
-	if st.checker != nil {
-		err = st.checker.CheckNamedValue(nv)
+	return st.s.k.leave(check(st.checker, nv))
+}
+
+// check has the driver check an argument, if it does.
+func check(checker driver.NamedValueChecker, nv *driver.NamedValue) error {
+	if checker == nil {
+		return driver.ErrSkip
 	}
-	return st.s.k.leave(err)
+	return checker.CheckNamedValue(nv)
 }
 
 func (st columnStmt) ColumnConverter(i int) driver.ValueConverter {
@@ -139,7 +140,6 @@ func (st columnStmt) ColumnConverter(i int) driver.ValueConverter {
 func (st *stmt) Exec(args []driver.Value) (driver.Result, error) {
 	return st.ExecContext(context.Background(), named(args))
 }
-
 func (st *stmt) Query(args []driver.Value) (driver.Rows, error) {
 	return st.QueryContext(context.Background(), named(args))
 }
@@ -237,54 +237,44 @@ func convert(checker driver.NamedValueChecker, si driver.Stmt, raw []driver.Name
 	return c.args, err
 }
 
-// A catcher is a driver whose only statement catches its arguments.
+// A catcher is a driver's connector, its connection and the only statement,
+// which catches its arguments.
 type catcher struct {
-	driver.Conn             // nil: what database/sql does not call here
-	si          driver.Stmt // nil for an operation without one
-	checker     driver.NamedValueChecker
-	args        []driver.NamedValue
+	driver.Conn // both nil: what database/sql does not call here
+	driver.Stmt
+	si      driver.Stmt // nil for an operation without one
+	checker driver.NamedValueChecker
+	args    []driver.NamedValue
 }
+
+// A columnCatcher is a catcher for a statement that is a ColumnConverter.
+type columnCatcher struct {
+	*catcher
+	cc driver.ColumnConverter
+}
+
+func (c columnCatcher) ColumnConverter(i int) driver.ValueConverter { return c.cc.ColumnConverter(i) }
 
 func (c *catcher) Connect(context.Context) (driver.Conn, error) { return c, nil }
 func (c *catcher) Driver() driver.Driver                        { return nil }
 func (c *catcher) Close() error                                 { return nil }
 func (c *catcher) Prepare(string) (driver.Stmt, error) {
 	if cc, ok := c.si.(driver.ColumnConverter); ok {
-		return columnCaught{&caught{c: c}, cc}, nil
+		return columnCatcher{c, cc}, nil
 	}
-	return &caught{c: c}, nil
+	return c, nil
 }
 
-type (
-	caught struct {
-		driver.Stmt // nil, the same
-		c           *catcher
-	}
-	columnCaught struct {
-		*caught
-		cc driver.ColumnConverter
-	}
-)
-
-func (s columnCaught) ColumnConverter(i int) driver.ValueConverter { return s.cc.ColumnConverter(i) }
-
-func (s *caught) Close() error { return nil }
-
-func (s *caught) NumInput() int {
-	if s.c.si == nil {
+func (c *catcher) NumInput() int {
+	if c.si == nil {
 		return -1
 	}
-	return s.c.si.NumInput()
+	return c.si.NumInput()
 }
 
-func (s *caught) CheckNamedValue(nv *driver.NamedValue) error {
-	if s.c.checker == nil {
-		return driver.ErrSkip
-	}
-	return s.c.checker.CheckNamedValue(nv)
-}
+func (c *catcher) CheckNamedValue(nv *driver.NamedValue) error { return check(c.checker, nv) }
 
-func (s *caught) ExecContext(_ context.Context, args []driver.NamedValue) (driver.Result, error) {
-	s.c.args = args
+func (c *catcher) ExecContext(_ context.Context, args []driver.NamedValue) (driver.Result, error) {
+	c.args = args
 	return driver.ResultNoRows, nil
 }
