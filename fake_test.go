@@ -648,6 +648,16 @@ func prepare(t testing.TB, x interface {
 	return stmt
 }
 
+// query begins a query.
+func query(t testing.TB, x interface {
+	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
+}, text string, args ...any) *sql.Rows {
+	t.Helper()
+	rows, err := x.QueryContext(context.Background(), text, args...)
+	must(t, "query", err)
+	return rows
+}
+
 // insert executes "insert" without arguments.
 func insert(x interface {
 	ExecContext(context.Context, string, ...any) (sql.Result, error)

@@ -320,48 +320,48 @@ var variants = []*variant{
 		},
 	},
 	{
-		name: "no ConnBeginTx", context: true,
+		name: "neither ConnBeginTx nor ConnPrepareContext", context: true,
 		conn: func(c *recConn) driver.Conn {
 			return struct {
 				*recConn
-				preparer
 				execer
 				queryer
 				resetter
 				validator
-			}{c, preparer{c}, execer{c}, queryer{c}, resetter{c}, validator{c}}
+			}{c, execer{c}, queryer{c}, resetter{c}, validator{c}}
 		},
+		stmt: fullStmtOf,
 		rows: fullRowsOf,
 	},
 	{
-		name: "no ConnPrepareContext", context: true,
-		conn: func(c *recConn) driver.Conn {
-			return struct {
-				*recConn
-				beginner
-				execer
-				resetter
-				validator
-			}{c, beginner{c}, execer{c}, resetter{c}, validator{c}}
-		},
-		stmt: fullStmtOf,
-	},
-	{
-		name: "SessionResetter without Validator", context: true,
+		name: "SessionResetter without Validator; NextResultSet, no column types", context: true,
 		conn: func(c *recConn) driver.Conn {
 			return struct {
 				modernConn
 				resetter
 			}{modern(c), resetter{c}}
 		},
+		rows: func(r *recRows) driver.Rows {
+			return struct {
+				*recRows
+				setRows
+			}{r, setRows{r}}
+		},
 	},
 	{
-		name: "Validator without SessionResetter",
+		name: "Validator without SessionResetter; some column types, no NextResultSet",
 		conn: func(c *recConn) driver.Conn {
 			return struct {
 				modernConn
 				validator
 			}{modern(c), validator{c}}
+		},
+		rows: func(r *recRows) driver.Rows {
+			return struct {
+				*recRows
+				typeNameRows
+				precisionRows
+			}{r, typeNameRows{r}, precisionRows{r}}
 		},
 	},
 	{
@@ -379,27 +379,6 @@ var variants = []*variant{
 		conn:  func(c *recConn) driver.Conn { return pooled(c) },
 		fails: map[string]error{"ResetSession": fmt.Errorf("wrapped: %w", driver.ErrBadConn)},
 		still: true,
-	},
-	{
-		name: "NextResultSet, no column types",
-		conn: func(c *recConn) driver.Conn { return modern(c) },
-		rows: func(r *recRows) driver.Rows {
-			return struct {
-				*recRows
-				setRows
-			}{r, setRows{r}}
-		},
-	},
-	{
-		name: "some column types, no NextResultSet", context: true,
-		conn: func(c *recConn) driver.Conn { return pooled(c) },
-		rows: func(r *recRows) driver.Rows {
-			return struct {
-				*recRows
-				typeNameRows
-				precisionRows
-			}{r, typeNameRows{r}, precisionRows{r}}
-		},
 	},
 }
 

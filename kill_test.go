@@ -142,12 +142,10 @@ func killsCalls(t *testing.T) {
 				db := open(t, ctxFake{f}, src, "forceKill=true")
 				x := things{db: db, stmt: make(map[string]*sql.Stmt), tx: begin(t, db), conn: take(t, db)}
 				x.own = prepare(t, take(t, db), "own")
-				for _, query := range []string{"insert", "select"} {
-					x.stmt[query] = prepare(t, db, query)
+				for _, text := range []string{"insert", "select"} {
+					x.stmt[text] = prepare(t, db, text)
 				}
-				var err error
-				x.rows, err = db.Query("select")
-				must(t, "query", err)
+				x.rows = query(t, db, "select")
 				defer x.tx.Rollback()
 				defer x.rows.Close()
 				o.armed.Store(true)
@@ -159,7 +157,7 @@ func killsCalls(t *testing.T) {
 					<-ctx.Done()
 					want(t, "cause of the end of the driver's context", context.Cause(ctx), hotload.ErrKilled)
 				}
-				_, err = db.Exec("new work")
+				_, err := db.Exec("new work")
 				must(t, "new work", err)
 				synctest.Wait()
 				want(t, "connections on the old value while the call unwinds", f.liveOn("1"), 1)
@@ -249,26 +247,18 @@ func TestKillContextsEnd(t *testing.T) {
 			t.Errorf("%s: ended: have %t, want %t", what, have, want)
 		}
 	}
-	_, err := db.Exec("insert")
-	must(t, "exec", err)
+	must(t, "exec", insert(db))
 	ended("Exec's context after it", "Exec insert", true)
-	rows, err := db.Query("select")
-	must(t, "query", err)
+	rows := query(t, db, "select")
 	rows.Next()
 	ended("Query's context while rows are open", "Query select", false)
 	rows.Close()
 	ended("Query's context after Rows.Close", "Query select", true)
-	for _, how := range []string{"Commit", "Rollback"} {
+	for how, end := range map[string]func(*sql.Tx) error{"Commit": (*sql.Tx).Commit, "Rollback": (*sql.Tx).Rollback} {
 		tx := begin(t, db)
-		_, err = tx.Exec("insert")
-		must(t, "exec", err)
+		must(t, "exec", insert(tx))
 		ended("Begin's context in the transaction", "Begin", false)
-		if how == "Commit" {
-			err = tx.Commit()
-		} else {
-			err = tx.Rollback()
-		}
-		must(t, how, err)
+		must(t, how, end(tx))
 		ended("Begin's context after "+how, "Begin", true)
 	}
 	for what, err := range closing {
@@ -325,28 +315,8 @@ func killsIdle(t *testing.T) {
 			tx := begin(t, conn)
 			return tx.Commit
 		}},
-		{"transaction with a statement", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			tx := begin(t, conn)
-			stmt := prepare(t, tx, "insert ?")
-			return func() error {
-				_, err := stmt.Exec(1)
-				mustBeKilled(t, "Rollback", tx.Rollback())
-				return err
-			}
-		}},
-		{"rows", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			rows, err := conn.QueryContext(t.Context(), "select")
-			must(t, "query", err)
-			return func() error {
-				for rows.Next() {
-					t.Error("killed rows go on")
-				}
-				return rows.Err()
-			}
-		}},
 		{"rows half read", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			rows, err := conn.QueryContext(t.Context(), "select")
-			must(t, "query", err)
+			rows := query(t, conn, "select")
 			rows.Next()
 			return func() error {
 				rows.Next()
@@ -422,8 +392,7 @@ func killsTx(t *testing.T) {
 			own := tx.Stmt(pooled)
 			_, err = own.Exec(1)
 			must(t, "exec", err)
-			rows, err := tx.Query("select")
-			must(t, "query", err)
+			rows := query(t, tx, "select")
 			f.lenient.Store(true) // its statements are closed with it
 			f.onClose = func(c *fakeConn) { killed.Store(c.value == "1") }
 			src.set("2")
@@ -500,166 +469,115 @@ func TestKilledStmt(t *testing.T) {
 // from another goroutine, as a last resort, and blocks nothing: not the change,
 // new work, other kills, or DB.Close.
 func killsDeaf(t *testing.T) {
-	for _, test := range []struct {
+	for _, row := range []struct {
 		name, call string
-		use        func(t *testing.T, db *sql.DB) error
+		use        func(t *testing.T, db *sql.DB, old *sql.Stmt) error // old has to be prepared again
 	}{
-		{"exec", "Exec insert", func(t *testing.T, db *sql.DB) error { return insert(db) }},
-		{"prepare", "Prepare deaf", func(t *testing.T, db *sql.DB) error { _, err := db.Prepare("deaf"); return err }},
-		{"begin", "Begin", func(t *testing.T, db *sql.DB) error { _, err := db.Begin(); return err }},
-		{"commit", "Commit", func(t *testing.T, db *sql.DB) error {
-			tx := begin(t, db)
-			return tx.Commit()
-		}},
-		{"next", "Next", func(t *testing.T, db *sql.DB) error { return db.QueryRow("select").Scan(new(string)) }},
-		{"exec of a prepared statement", "Exec deaf", func(t *testing.T, db *sql.DB) error {
-			stmt := prepare(t, db, "deaf")
-			defer stmt.Close()
-			_, err := stmt.Exec()
+		{"exec", "Exec insert", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error { return insert(db) }},
+		{"prepare", "Prepare deaf", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error { _, err := db.Prepare("deaf"); return err }},
+		{"prepare with a statement open", "Prepare deaf", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error {
+			conn := take(t, db)
+			prepare(t, conn, "other")
+			_, err := conn.PrepareContext(bg, "deaf")
 			return err
 		}},
-		{"exec with prepared statements open", "Exec deaf", func(t *testing.T, db *sql.DB) error {
+		{"prepare anew", "Prepare old", func(t *testing.T, db *sql.DB, old *sql.Stmt) error { _, err := old.Exec(); return err }},
+		{"begin", "Begin", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error { _, err := db.Begin(); return err }},
+		{"commit", "Commit", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error { return begin(t, db).Commit() }},
+		{"next", "Next", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error { return db.QueryRow("select").Scan(new(string)) }},
+		{"exec of a prepared statement", "Exec deaf", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error {
+			_, err := prepare(t, db, "deaf").Exec()
+			return err
+		}},
+		{"exec with prepared statements open", "Exec insert", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error {
 			conn := take(t, db)
 			for i := range 2 {
-				stmt := prepare(t, conn, fmt.Sprint("other ", i))
-				defer stmt.Close()
+				prepare(t, conn, fmt.Sprint("other ", i))
 			}
-			_, err := conn.ExecContext(t.Context(), "deaf")
-			return err
+			return insert(conn)
 		}},
-		{"close of a prepared statement", "Close deaf", func(t *testing.T, db *sql.DB) error {
+		{"close of a prepared statement", "Close deaf", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error {
 			conn := take(t, db)
-			stmt := prepare(t, conn, "deaf")
-			return stmt.Close()
-		}},
-	} {
-		bubble(t, test.name, func(t *testing.T) {
-			f, src := newFake(t), newSource("1")
-			f.lenient.Store(true)
-			there, shut := make(chan bool), make(chan bool)
-			f.onCall = func(_ context.Context, c *fakeConn, call string) error {
-				if c.value == "1" && call == test.call {
-					there <- true
-					<-shut
-					return driver.ErrBadConn
-				}
-				return nil
-			}
-			f.onClose = func(c *fakeConn) {
-				if c.value == "1" {
-					close(shut)
-				}
-			}
-			f.heedless = true
-			db := open(t, ctxFake{f}, src, "forceKill=true")
-			done := make(chan error, 1)
-			go func() { done <- test.use(t, db) }()
-			receive(t, "the call begins", there)
-			start := time.Now()
-			src.set("2")
-			want(t, "value of new work", ask(t, db), "2")
-			conn := take(t, db)
-			want(t, "value of new work", ask(t, conn), "2")
-			src.set("3")
-			mustBeKilled(t, "another kill", insert(conn))
-			conn.Close()
-			want(t, "value of new work", ask(t, db), "3")
-			want(t, "time that all this took", time.Since(start), 0)
-			time.Sleep(patience - 1)
-			synctest.Wait()
-			want(t, "connections on the old value while there is patience", f.liveOn("1"), 1)
-			mustBeKilled(t, "the call", receive(t, "the call returns", done))
-			want(t, "time until the call returned", time.Since(start), patience)
-			synctest.Wait()
-			want(t, "connections on the old value in the end", f.liveOn("1"), 0)
-		})
-	}
-
-	// In real time, because that orders nothing: the race detector sees it all.
-	t.Run("prepared anew in the killed call", func(t *testing.T) {
-		f, src := newFake(t), newSource("0")
-		f.lenient.Store(true)
-		o := newObstacle("Prepare deaf")
-		shut := make(chan bool)
-		f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
-			if c.value == "1" && call == "Exec deaf" {
-				<-shut
-				return driver.ErrBadConn
-			}
-			return o.onCall(ctx, c, call)
-		}
-		f.onClose = func(c *fakeConn) {
-			if c.value == "1" {
-				close(shut)
-			}
-		}
-		f.heedless = true
-		db := open(t, ctxFake{f}, src, "forceKill=true")
-		stmt := prepare(t, db, "deaf")
-		src.set("1")
-		o.armed.Store(true)
-		done := make(chan error, 1)
-		go func() { _, err := stmt.Exec(); done <- err }()
-		receive(t, "the call begins", o.there)
-		src.set("2")
-		o.returns <- nil
-		mustBeKilled(t, "the call", receive(t, "the call returns", done))
-		await(t, "the connection is closed", func() bool { return f.liveOn("1") == 0 })
-		_, err := stmt.Exec()
-		must(t, "the statement after the kill", err)
-		must(t, "Stmt.Close", stmt.Close())
-	})
-}
-
-// TestDeafStatement: a driver that is deaf to a kill, and to the Close of its
-// connection, gets that Close during the call, and no other call, which the fake
-// polices; hotload's own books survive it.
-func TestDeafStatement(t *testing.T) {
-	for _, row := range []struct {
-		deaf string
-		call func(db *sql.DB, old *sql.Stmt) error // old has to be prepared again
-	}{
-		{"Prepare two", func(db *sql.DB, _ *sql.Stmt) error {
-			conn, _ := db.Conn(bg)
-			defer conn.Close()
-			conn.PrepareContext(bg, "one") // stays open
-			_, err := conn.PrepareContext(bg, "two")
-			return err
-		}},
-		{"Close one", func(db *sql.DB, _ *sql.Stmt) error {
-			conn, _ := db.Conn(bg)
-			defer conn.Close()
-			stmt, _ := conn.PrepareContext(bg, "one")
-			stmt.Close()
+			prepare(t, conn, "deaf").Close()
 			return conn.PingContext(bg)
 		}},
-		{"Prepare old", func(_ *sql.DB, old *sql.Stmt) error { _, err := old.Exec(); return err }},
-		{"Next", func(db *sql.DB, _ *sql.Stmt) error { return db.QueryRow("ask").Scan(new(string)) }},
 	} {
-		bubble(t, row.deaf, func(t *testing.T) {
-			f, src := newFake(t), newSource("1")
-			f.lenient.Store(true)
-			f.heedless = row.deaf == "Prepare old"
-			f.asRows = asTwoSets
-			f.onCall = onCall("2", row.deaf, func(context.Context) error {
-				if time.Sleep(3 * patience); row.deaf == "Next" {
-					return io.EOF
+		for _, late := range []bool{false, true} { // deaf to the Close, too
+			bubble(t, fmt.Sprint(row.name, "/late=", late), func(t *testing.T) {
+				f, src := newFake(t), newSource("0")
+				f.lenient.Store(true)
+				f.heedless = true
+				f.asRows = asTwoSets
+				there, shut, returns := make(chan bool), make(chan bool), patience
+				if late {
+					returns = 3 * patience
 				}
-				return nil
+				f.onCall = onCall("1", row.call, func(context.Context) error {
+					there <- true
+					<-shut
+					time.Sleep(returns - patience)
+					switch row.name {
+					case "next":
+						return io.EOF
+					case "prepare anew":
+						return nil
+					}
+					return driver.ErrBadConn
+				})
+				f.onClose = onClose("1", func() { close(shut) })
+				db := open(t, ctxFake{f}, src, "forceKill=true")
+				old := prepare(t, db, "old")
+				src.set("1")
+				done := make(chan error, 1)
+				go func() { done <- row.use(t, db, old) }()
+				<-there
+				start := time.Now()
+				src.set("2")
+				want(t, "value of new work", ask(t, db), "2")
+				conn := take(t, db)
+				want(t, "value of new work", ask(t, conn), "2")
+				src.set("3")
+				mustBeKilled(t, "another kill", insert(conn))
+				conn.Close()
+				want(t, "value of new work", ask(t, db), "3")
+				want(t, "time that all this took", time.Since(start), 0)
+				time.Sleep(patience - time.Nanosecond)
+				synctest.Wait()
+				want(t, "connections on the old value while there is patience", f.liveOn("1"), 1)
+				time.Sleep(time.Nanosecond)
+				synctest.Wait()
+				want(t, "connections on the old value after that", f.liveOn("1"), 0)
+				mustBeKilled(t, "the call", <-done)
+				want(t, "time until the call returned", time.Since(start), returns)
+				_, err := old.Exec()
+				must(t, "the statement after the kill", err)
+				must(t, "Stmt.Close", old.Close())
 			})
-			db := open(t, ctxFake{f}, src, "forceKill=true")
-			old := prepare(t, db, "old")
-			src.set("2")
-			done := make(chan error, 1)
-			go func() { done <- row.call(db, old) }()
-			synctest.Wait()
-			src.set("3")
-			time.Sleep(2 * patience)
-			want(t, "connections on the old value", f.liveOn("2"), 0)
-			mustBeKilled(t, "the call", <-done)
-			must(t, "Stmt.Close", old.Close())
-		})
+		}
 	}
+}
+
+// TestKillDuringPrepareAnew: a statement that is prepared again while its
+// connection is killed is closed with it. In real time, because that orders
+// nothing: the race detector sees it all.
+func TestKillDuringPrepareAnew(t *testing.T) {
+	f, o, src := newFake(t), newObstacle("Prepare deaf"), newSource("0")
+	f.heedless = true
+	f.onCall = o.onCall
+	db := open(t, ctxFake{f}, src, "forceKill=true")
+	stmt := prepare(t, db, "deaf")
+	src.set("1")
+	o.armed.Store(true)
+	done := make(chan error, 1)
+	go func() { _, err := stmt.Exec(); done <- err }()
+	receive(t, "the call begins", o.there)
+	src.set("2")
+	o.returns <- nil
+	mustBeKilled(t, "the call", receive(t, "the call returns", done))
+	await(t, "the connection is closed", func() bool { return f.liveOn("1") == 0 })
+	_, err := stmt.Exec()
+	must(t, "the statement after the kill", err)
+	must(t, "Stmt.Close", stmt.Close())
 }
 
 // TestCloseAwaitsLastResort: DB.Close waits also for what the last resort closes,
@@ -806,8 +724,7 @@ func TestKillDuringSmallCalls(t *testing.T) {
 			conn := take(t, db)
 			tx := begin(t, conn)
 			stmt := prepare(t, tx, "insert ?")
-			rows, err := tx.Query("ask")
-			must(t, "query", err)
+			rows := query(t, tx, "ask")
 			armed = true
 			rows.ColumnTypes()
 			for rows.Next() {
@@ -947,8 +864,7 @@ func killsRows(t *testing.T) {
 				}
 				f.asRows = asTwoSets
 				db := open(t, ctxFake{f}, src, "forceKill=true")
-				rows, err := db.Query("select")
-				must(t, "query", err)
+				rows := query(t, db, "select")
 				killed := false
 				stop := make(chan bool)
 				stopped := make(chan bool)
@@ -984,7 +900,7 @@ func killsRows(t *testing.T) {
 				}
 				close(stop)
 				<-stopped
-				err = rows.Err()
+				err := rows.Err()
 				switch {
 				case killed:
 					if err == nil && reads == 4 && sets == 2 && !during {
@@ -1047,8 +963,7 @@ func TestKilledRowsColumns(t *testing.T) {
 		f.rowCount = 3
 		f.asRows = asTwoSets
 		db := open(t, ctxFake{f}, src, "forceKill=true")
-		rows, err := db.Query("select")
-		must(t, "query", err)
+		rows := query(t, db, "select")
 		rows.Next()
 		src.set("2")
 		synctest.Wait()
@@ -1079,8 +994,7 @@ func scansDuringCall(t *testing.T) {
 		f.rowCount = 3
 		db := open(t, ctxFake{f}, src, "forceKill=true")
 		tx := begin(t, db)
-		rows, err := tx.Query("select")
-		must(t, "query", err)
+		rows := query(t, tx, "select")
 		rows.Next()
 		o.armed.Store(true)
 		done := make(chan error, 1)
@@ -1113,8 +1027,7 @@ func TestKilledRowsContext(t *testing.T) {
 		})
 		tx := begin(t, open(t, ctxFake{f}, src, "forceKill=true"))
 		defer tx.Rollback()
-		rows, err := tx.Query("select")
-		must(t, "query", err)
+		rows := query(t, tx, "select")
 		defer rows.Close()
 		must(t, "exec", insert(tx))
 		more := make(chan bool)

@@ -53,8 +53,7 @@ func TestInUse(t *testing.T) {
 	}{
 		{"statement", func(t *testing.T, db *sql.DB, _ func()) { must(t, "exec", insert(db)) }}, // the fake calls change
 		{"rows", func(t *testing.T, db *sql.DB, change func()) {
-			rows, err := db.Query("ask")
-			must(t, "query", err)
+			rows := query(t, db, "ask")
 			defer rows.Close()
 			n, value := 0, ""
 			for ; rows.Next(); n++ {
