@@ -290,50 +290,40 @@ func TestKillContextsAreForgotten(t *testing.T) {
 // killsIdle proves: what is in use without a call in progress is closed at once,
 // and a sql.Conn on which nothing has run moves.
 func killsIdle(t *testing.T) {
-	type subject struct {
+	for _, s := range []struct {
 		name  string
 		moves bool
-		use   func(t *testing.T, db *sql.DB, conn *sql.Conn) (after func() error)
-	}
-	later := func(conn *sql.Conn) func() error {
-		return func() error { _, err := conn.ExecContext(context.Background(), "later"); return err }
-	}
-	subjects := []subject{
-		{"Conn on which nothing has run", true, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			return later(conn)
+		use   func(t *testing.T, conn *sql.Conn) (after func() error)
+	}{
+		{"Conn on which nothing has run", true, func(t *testing.T, conn *sql.Conn) func() error {
+			return func() error { return insert(conn) }
 		}},
-		{"Conn that was used", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			_, err := conn.ExecContext(t.Context(), "set role")
-			must(t, "exec", err)
-			return later(conn)
+		{"Conn that was used", false, func(t *testing.T, conn *sql.Conn) func() error {
+			must(t, "exec", insert(conn))
+			return func() error { return insert(conn) }
 		}},
-		{"Conn whose statement was prepared", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
+		{"Conn whose statement was prepared", false, func(t *testing.T, conn *sql.Conn) func() error {
 			stmt := prepare(t, conn, "insert ?")
 			return func() error { defer stmt.Close(); _, err := stmt.Exec(special{"x"}); return err }
 		}},
-		{"transaction", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			tx := begin(t, conn)
-			return tx.Commit
-		}},
-		{"rows half read", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
+		{"transaction", false, func(t *testing.T, conn *sql.Conn) func() error { return begin(t, conn).Commit }},
+		{"rows half read", false, func(t *testing.T, conn *sql.Conn) func() error {
 			rows := query(t, conn, "select")
 			rows.Next()
 			return func() error {
 				rows.Next()
 				mustBeKilled(t, "Rows.Err", rows.Err())
-				var v string
-				return rows.Scan(&v)
+				return rows.Scan(new(string))
 			}
 		}},
-	}
-	for _, s := range subjects {
+	} {
 		bubble(t, s.name, func(t *testing.T) {
 			f, src := newFake(t), newSource("1")
 			f.rowCount = 5
-			var touched atomic.Bool
+			killed := false
 			var held context.Context // by the driver
 			f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
-				if c.value == "1" && touched.Load() && call != "Close insert ?" {
+				if c.value == "1" && killed && !strings.HasPrefix(call, "Close ") {
 					t.Errorf("%s on the killed connection", call)
 				}
 				if call == "Begin" || call == "Query select" {
@@ -343,8 +333,8 @@ func killsIdle(t *testing.T) {
 			}
 			db := open(t, ctxFake{f}, src, "forceKill=true")
 			conn := take(t, db)
-			after := s.use(t, db, conn)
-			touched.Store(true)
+			after := s.use(t, conn)
+			killed = true
 			start := time.Now()
 			src.set("2")
 			synctest.Wait()
@@ -359,8 +349,7 @@ func killsIdle(t *testing.T) {
 				want(t, "value", ask(t, conn), "2")
 			} else {
 				mustBeKilled(t, "use", err)
-				_, err := conn.ExecContext(t.Context(), "again")
-				mustBeKilled(t, "use again", err)
+				mustBeKilled(t, "use again", insert(conn))
 			}
 			must(t, "Conn.Close", conn.Close())
 			want(t, "value that the pool goes on with", ask(t, db), "2")
@@ -375,13 +364,6 @@ func killsTx(t *testing.T) {
 		bubble(t, end, func(t *testing.T) {
 			f, src := newFake(t), newSource("1")
 			f.rowCount = 2
-			var killed atomic.Bool
-			f.onCall = func(_ context.Context, c *fakeConn, call string) error {
-				if killed.Load() && c.value == "1" {
-					t.Errorf("%s on the killed connection", call)
-				}
-				return nil
-			}
 			db := open(t, ctxFake{f}, src, "forceKill=true")
 			pooled := prepare(t, db, "pooled ?")
 			defer pooled.Close()
@@ -393,11 +375,9 @@ func killsTx(t *testing.T) {
 			_, err = own.Exec(1)
 			must(t, "exec", err)
 			rows := query(t, tx, "select")
-			f.lenient.Store(true) // its statements are closed with it
-			f.onClose = func(c *fakeConn) { killed.Store(c.value == "1") }
 			src.set("2")
 			synctest.Wait()
-			want(t, "connections on the old value", f.liveOn("1"), 0)
+			want(t, "connections on the old value", f.liveOn("1"), 0) // the fake polices that nothing comes after
 
 			rows.Next()
 			mustBeKilled(t, "rows", rows.Err())
@@ -748,10 +728,7 @@ func TestKillDuringSmallCalls(t *testing.T) {
 func killsRaw(t *testing.T) {
 	inRaw := func(t *testing.T, conn *sql.Conn, f func()) {
 		inRaw(t, conn, func(proxy any) {
-			c, ok := proxy.(interface{ Raw() driver.Conn }).Raw().(*fakeConn)
-			if !ok || c.value != "1" {
-				t.Errorf("Raw: have %v", c)
-			}
+			want(t, "value of Raw", proxy.(interface{ Raw() driver.Conn }).Raw().(*fakeConn).value, "1")
 			f()
 		})
 	}
@@ -800,18 +777,11 @@ func killsRaw(t *testing.T) {
 		bubble(t, test.name, func(t *testing.T) {
 			f, src := newFake(t), newSource("1")
 			var closed time.Time
-			f.onClose = func(c *fakeConn) {
-				if c.value == "1" {
-					closed = time.Now()
-				}
-			}
+			f.onClose = onClose("1", func() { closed = time.Now() })
 			db := open(t, ctxFake{f}, src, "forceKill=true")
 			conn := take(t, db)
 			var changed time.Time
-			test.check(t, conn, func() {
-				src.set("2")
-				changed = time.Now()
-			})
+			test.check(t, conn, func() { src.set("2"); changed = time.Now() })
 			time.Sleep(2 * patience)
 			synctest.Wait()
 			want(t, "connections on the old value", f.liveOn("1"), 0)
@@ -842,7 +812,12 @@ func killsRows(t *testing.T) {
 			bubble(t, fmt.Sprintf("during a call=%t,call %d", during, at), func(t *testing.T) {
 				f, src := newFake(t), newSource("1")
 				f.rowCount = 3
-				n, kill, returned := 0, make(chan bool), make(chan bool)
+				n, killed := 0, false
+				kill := func() {
+					src.set("2")
+					synctest.Wait()
+					killed = true
+				}
 				f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
 					if c.value != "1" {
 						return nil
@@ -851,39 +826,21 @@ func killsRows(t *testing.T) {
 						return io.EOF
 					}
 					if during && (strings.HasPrefix(call, "Next") || call == "HasNextResultSet") {
-						if n == at {
-							kill <- true
-							<-returned
+						if n++; n == at+1 {
+							kill()
 							<-ctx.Done()
-							n++
 							return io.EOF
 						}
-						n++
 					}
 					return nil
 				}
 				f.asRows = asTwoSets
 				db := open(t, ctxFake{f}, src, "forceKill=true")
 				rows := query(t, db, "select")
-				killed := false
-				stop := make(chan bool)
-				stopped := make(chan bool)
-				go func() {
-					defer close(stopped)
-					select {
-					case <-kill:
-						src.set("2")
-						killed = true
-						close(returned)
-					case <-stop:
-					}
-				}()
 				reads, sets, step := 0, 1, 0
 				between := func() {
 					if !during && step == at {
-						src.set("2")
-						synctest.Wait()
-						killed = true
+						kill()
 					}
 					step++
 				}
@@ -898,8 +855,6 @@ func killsRows(t *testing.T) {
 						sets++
 					}
 				}
-				close(stop)
-				<-stopped
 				err := rows.Err()
 				switch {
 				case killed:
