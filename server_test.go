@@ -285,7 +285,7 @@ func TestOldCloseError(t *testing.T) {
 	for _, options := range []string{"", "forceKill=true"} {
 		for _, use := range []string{"idle", "in use", "in use, under a layer without IsValid"} {
 			bubble(t, options+","+use, func(t *testing.T) {
-				v := &variant{conn: func(c *recConn) driver.Conn { return c }, fails: map[string]error{"Close": errDriver}}
+				v := &variant{conn: func(c *recConn) driver.Conn { return modern(c) }, fails: map[string]error{"Close": errDriver}}
 				src := newSource("1")
 				pool := open
 				if strings.Contains(use, "layer") {
