@@ -981,14 +981,16 @@ func TestEvents(t *testing.T) {
 			watches <- values
 			return "1", values, nil
 		}), "forceKill=true")
-		tx := begin(t, db)
+		txs := []*sql.Tx{begin(t, db), begin(t, db)}
 		ask(t, db) // leaves an idle connection
 		values := <-watches
 		for _, value := range []string{"bad", "", "2"} {
 			values <- value
 			synctest.Wait()
 		}
-		mustBeKilled(t, "Commit", tx.Commit())
+		for _, tx := range txs {
+			mustBeKilled(t, "Commit", tx.Commit())
+		}
 		close(values)
 		time.Sleep(time.Second)
 		defer close(<-watches)
@@ -997,8 +999,8 @@ func TestEvents(t *testing.T) {
 			`level=INFO msg="hotload: value accepted" POOL generation=1 closed=0 in_use=0`,
 			`level=WARN msg="hotload: value refused" POOL reason=driver error_type=*errors.errorString`,
 			`level=WARN msg="hotload: value refused" POOL reason=empty`,
-			`level=INFO msg="hotload: value accepted" POOL generation=2 closed=1 in_use=1`,
-			`level=WARN msg="hotload: connections killed" POOL generation=1 killed=1`,
+			`level=INFO msg="hotload: value accepted" POOL generation=2 closed=1 in_use=2`,
+			`level=WARN msg="hotload: connections killed" POOL generation=1 killed=2`,
 			`level=INFO msg="hotload: generation drained" POOL generation=1`,
 			`level=WARN msg="hotload: watch lost" POOL`,
 			`level=INFO msg="hotload: watch regained" POOL`,
@@ -1007,6 +1009,7 @@ func TestEvents(t *testing.T) {
 			line = strings.Replace(line, "POOL", pool, 1) + "\n"
 			want(t, line+"in\n"+log.String(), strings.Count(log.String(), line), 1)
 		}
+		want(t, "kills: of generation 2 there was nothing in use", log.count("connections killed"), 1)
 	})
 }
 

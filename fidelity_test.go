@@ -762,7 +762,7 @@ type recRows struct {
 
 func (r *recRows) Columns() []string {
 	r.c.call(nil, "Rows.Columns")
-	return []string{"n", "s"}
+	return []string{"n", fmt.Sprint("s", r.set)}
 }
 
 func (r *recRows) Close() error { return r.c.call(r.ctx, "Rows.Close") }

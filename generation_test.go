@@ -224,6 +224,29 @@ func TestLeftOpen(t *testing.T) {
 	})
 }
 
+// An Open that its caller leaves after DB.Close is nobody's: what it opens is
+// closed at once.
+func TestLeftAfterClose(t *testing.T) {
+	eachDriver(t, "", func(t *testing.T, f *fake, d driver.Driver) {
+		f.onOpen = onOpen("1", lasts(6*time.Second))
+		db := open(t, d, newSource("1"), "")
+		start := time.Now()
+		left := make(chan error)
+		go func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+			defer cancel()
+			left <- db.PingContext(ctx)
+		}()
+		time.Sleep(time.Second)
+		db.Close()
+		want(t, "error of the caller", <-left, context.DeadlineExceeded)
+		time.Sleep(6*time.Second - time.Since(start))
+		synctest.Wait()
+		want(t, "opened", f.opened.Load(), 1)
+		want(t, "open", len(f.live()), 0)
+	})
+}
+
 // TestLeftConnect is the same of a driver with contexts: the context of a
 // Connect ends when its caller leaves, and when its generation is superseded,
 // and what it returns is its own caller's.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -410,39 +409,6 @@ func killsTx(t *testing.T) {
 			want(t, "value that the pool goes on with", ask(t, db), "2")
 		})
 	}
-}
-
-// TestKilledStmt: a prepared statement of the pool whose call was killed goes
-// on with the new value, arguments and all.
-func TestKilledStmt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, o, src := newFake(t), newObstacle("Query select ?"), newSource("1")
-		f.onCall = o.onCall
-		db := open(t, ctxFake{f}, src, "forceKill=true")
-		db.SetMaxOpenConns(1)
-		stmt := prepare(t, db, "select ?")
-		defer stmt.Close()
-		var v string
-		for i := range 3 {
-			must(t, "query", stmt.QueryRow(special{"x"}).Scan(&v))
-			want(t, "value", v, strconv.Itoa(i+1))
-			o.calls.Store(0)
-			o.armed.Store(true)
-			done := make(chan error, 1)
-			go func() { done <- stmt.QueryRow(special{"x"}).Scan(new(string)) }()
-			ctx := receive(t, "the call begins", o.there)
-			src.set(strconv.Itoa(i + 2))
-			<-ctx.Done()
-			o.returns <- driver.ErrBadConn
-			mustBeKilled(t, "the call", receive(t, "the call returns", done))
-			o.armed.Store(false)
-		}
-		must(t, "query", stmt.QueryRow(special{"x"}).Scan(&v))
-		want(t, "value", v, "4")
-		if err := stmt.QueryRow().Scan(&v); err == nil || !strings.Contains(err.Error(), "expected 1 arguments, got 0") {
-			t.Errorf("a wrong number of arguments: %v", err)
-		}
-	})
 }
 
 // killsDeaf proves: a driver that does not return within about a second is closed
@@ -1259,24 +1225,4 @@ func TestNoKill(t *testing.T) {
 			must(t, "Commit", tx.Commit())
 		})
 	}
-}
-
-// TestKillLogs checks what operators see of a kill.
-func TestKillLogs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := collect(t)
-		f, src := newFake(t), newSource("S3CRET-1")
-		db := open(t, ctxFake{f}, src, "forceKill=true")
-		for range 2 {
-			tx := begin(t, db)
-			defer tx.Rollback()
-		}
-		src.set("S3CRET-2")
-		src.set("S3CRET-3") // nothing in use: nothing killed
-		synctest.Wait()
-		want(t, "kills logged", l.count("hotload: connections killed"), 1)
-		want(t, "kills logged in full", l.count("level=WARN", "hotload: connections killed", "generation=1", "killed=2", "path=/path"), 1)
-		want(t, "generations drained", l.count("hotload: generation drained"), 2)
-		want(t, "secrets", l.count("S3CRET"), 0)
-	})
 }
