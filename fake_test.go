@@ -666,6 +666,21 @@ func insert(x interface {
 	return err
 }
 
+// fill makes a pool hold so many idle connections.
+func fill(t testing.TB, db *sql.DB, idle int) {
+	db.SetMaxIdleConns(idle)
+	conns := make([]*sql.Conn, idle)
+	for i := range conns {
+		var err error
+		conns[i], err = db.Conn(context.Background())
+		must(t, "conn", err)
+		must(t, "exec", insert(conns[i]))
+	}
+	for _, conn := range conns {
+		conn.Close()
+	}
+}
+
 // inRaw calls f with what a Raw callback gets.
 func inRaw(t testing.TB, conn *sql.Conn, f func(c any)) {
 	t.Helper()
