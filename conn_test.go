@@ -322,9 +322,7 @@ func TestWrapped(t *testing.T) {
 				must(t, "commit", tx.Commit())
 				for range 2 {
 					want(t, "an operation after a change", ask(t, db), "2")
-					var value string
-					must(t, "query", st.QueryRow(special{"x"}).Scan(&value))
-					want(t, "a statement after a change", value, "2")
+					want(t, "a statement after a change", ask(t, prepared{st}, special{"x"}), "2")
 				}
 				st.Close()
 				must(t, "DB.Close", db.Close())

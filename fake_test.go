@@ -619,6 +619,13 @@ const (
 // bg is a context that the recording driver knows again.
 var bg = context.WithValue(context.Background(), ctxKey{}, "background")
 
+// A runner is a sql.DB, sql.Tx, sql.Conn, or prepared.
+type runner interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
 // begin begins a transaction.
 func begin(t testing.TB, x interface {
 	BeginTx(context.Context, *sql.TxOptions) (*sql.Tx, error)
@@ -649,9 +656,7 @@ func prepare(t testing.TB, x interface {
 }
 
 // query begins a query.
-func query(t testing.TB, x interface {
-	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
-}, text string, args ...any) *sql.Rows {
+func query(t testing.TB, x runner, text string, args ...any) *sql.Rows {
 	t.Helper()
 	rows, err := x.QueryContext(context.Background(), text, args...)
 	must(t, "query", err)
@@ -659,9 +664,7 @@ func query(t testing.TB, x interface {
 }
 
 // insert executes "insert" without arguments.
-func insert(x interface {
-	ExecContext(context.Context, string, ...any) (sql.Result, error)
-}) error {
+func insert(x runner) error {
 	_, err := x.ExecContext(context.Background(), "insert")
 	return err
 }
@@ -716,13 +719,9 @@ func connect(t testing.TB, d driver.Driver, s hotload.Strategy, options string) 
 }
 
 // ask returns the value that an operation of the pool runs on.
-func ask(t testing.TB, db interface {
-	QueryRowContext(context.Context, string, ...any) *sql.Row
-}) (value string) {
+func ask(t testing.TB, x runner, args ...any) (value string) {
 	t.Helper()
-	if err := db.QueryRowContext(t.Context(), "ask").Scan(&value); err != nil {
-		t.Fatalf("query: %v", err)
-	}
+	must(t, "query", x.QueryRowContext(t.Context(), "ask", args...).Scan(&value))
 	return value
 }
 

@@ -946,13 +946,6 @@ func (s *subject) meanwhile(call string, f func()) {
 	s.recorder.during = map[string]func(){call: f}
 }
 
-// A runner is a sql.DB, sql.Tx, sql.Conn, or prepared.
-type runner interface {
-	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
 // prepared is a statement as a runner that has its query already.
 type prepared struct{ *sql.Stmt }
 

@@ -1119,7 +1119,7 @@ func sparesStmtClose(t *testing.T) {
 // is a change, "begin 1 B" a transaction called 1, which has to be on B, "wait 10"
 // lets so many seconds pass, "lives 1", "dead 1" and "commit 1" say what becomes
 // of it, and "close" is DB.Close, which has to take no time. The value at first is
-// A, and forceKill=30s. A moment is a millisecond.
+// A, and forceKill=30s.
 func killsAtDeadline(t *testing.T) {
 	for _, row := range []struct{ name, story string }{
 		{"lives a moment before, is dead on time", "begin 1 A, set B, wait 29.999, lives 1, wait 0.001, dead 1"},

@@ -280,9 +280,7 @@ func postgresStorm(t *testing.T, server *pgserver.Server) {
 	must(t, "create table", err)
 	// connections counts the server's connections by value.
 	connections := func() (byValue map[string]int, sum int) {
-		rows, err := monitor.Query("select application_name, count(*) from pg_stat_activity" +
-			" where application_name ~ '^[0-9]+$' group by 1")
-		must(t, "operation", err)
+		rows := query(t, monitor, "select application_name, count(*) from pg_stat_activity where application_name ~ '^[0-9]+$' group by 1")
 		defer rows.Close()
 		byValue = make(map[string]int)
 		for rows.Next() {

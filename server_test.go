@@ -79,9 +79,7 @@ func TestInUse(t *testing.T) {
 			want(t, "value", ask(t, conn), "0")
 			stmt := prepare(t, conn, "ask")
 			change()
-			var value string
-			must(t, "query", stmt.QueryRow().Scan(&value))
-			want(t, "value", value, "0")
+			want(t, "value", ask(t, prepared{stmt}), "0")
 			must(t, "Stmt.Close", stmt.Close())
 			must(t, "Conn.Close", conn.Close())
 		}},
