@@ -223,6 +223,17 @@ func onOpen(value string, do func(ctx context.Context) error) func(context.Conte
 	}
 }
 
+// firstOpen is onOpen for the first dial alone.
+func firstOpen(value string, do func() error) func(context.Context, string) error {
+	var dials atomic.Int64
+	return onOpen(value, func(context.Context) error {
+		if dials.Add(1) > 1 {
+			return nil
+		}
+		return do()
+	})
+}
+
 func onClose(value string, do func()) func(*fakeConn) {
 	return func(c *fakeConn) {
 		if c.value == value {

@@ -137,6 +137,16 @@ type (
 		pooledConn
 		checker
 	}
+	legacyConn struct {
+		*recConn
+		legacyExecer
+		legacyQueryer
+		checker
+	}
+	columnStmt struct {
+		*recStmt
+		columns
+	}
 	fullStmt struct {
 		*recStmt
 		stmtExecer
@@ -183,13 +193,7 @@ var variants = []*variant{
 	},
 	{
 		name: "legacy Execer and Queryer", counts: true, failing: true,
-		conn: func(c *recConn) driver.Conn {
-			return struct {
-				*recConn
-				legacyExecer
-				legacyQueryer
-			}{c, legacyExecer{c}, legacyQueryer{c}}
-		},
+		conn: func(c *recConn) driver.Conn { return legacyConn{c, legacyExecer{c}, legacyQueryer{c}, checker{c}} },
 	},
 	{
 		name: "legacy Execer and QueryerContext", context: true,
@@ -253,26 +257,14 @@ var variants = []*variant{
 		fails: map[string]error{"Exec": driver.ErrSkip, "Query": driver.ErrSkip},
 	},
 	{
-		name: "ErrSkip from legacy Exec and Query",
-		conn: func(c *recConn) driver.Conn {
-			return struct {
-				*recConn
-				legacyExecer
-				legacyQueryer
-				checker
-			}{c, legacyExecer{c}, legacyQueryer{c}, checker{c}}
-		},
+		name:  "ErrSkip from legacy Exec and Query",
+		conn:  func(c *recConn) driver.Conn { return legacyConn{c, legacyExecer{c}, legacyQueryer{c}, checker{c}} },
 		fails: map[string]error{"Exec": driver.ErrSkip, "Query": driver.ErrSkip},
 	},
 	{
 		name: "ColumnConverter, NumInput -1",
 		conn: func(c *recConn) driver.Conn { return c },
-		stmt: func(s *recStmt) driver.Stmt {
-			return struct {
-				*recStmt
-				columns
-			}{s, columns{s}}
-		},
+		stmt: func(s *recStmt) driver.Stmt { return columnStmt{s, columns{s}} },
 	},
 	{
 		name: "ColumnConverter, NumInput n", counts: true, failing: true,
@@ -292,12 +284,7 @@ var variants = []*variant{
 				checker
 			}{c, checker{c}}
 		},
-		stmt: func(s *recStmt) driver.Stmt {
-			return struct {
-				*recStmt
-				columns
-			}{s, columns{s}}
-		},
+		stmt: func(s *recStmt) driver.Stmt { return columnStmt{s, columns{s}} },
 	},
 	{
 		name: "ColumnConverter and a checker on the Stmt", context: true,
