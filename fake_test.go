@@ -637,13 +637,15 @@ type runner interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-// begin begins a transaction.
+// begin begins a transaction, which ends with the test at the latest: a test that
+// fails in a bubble would else end the program.
 func begin(t testing.TB, x interface {
 	BeginTx(context.Context, *sql.TxOptions) (*sql.Tx, error)
 }) *sql.Tx {
 	t.Helper()
 	tx, err := x.BeginTx(context.Background(), nil)
 	must(t, "begin", err)
+	t.Cleanup(func() { tx.Rollback() })
 	return tx
 }
 
