@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -391,6 +392,7 @@ func TestStorm(t *testing.T) {
 					wg.Go(func() {
 						for ctx.Err() == nil {
 							w.work(s, write, read)
+							runtime.Gosched() // else changes would wait for many operations
 						}
 					})
 				}
