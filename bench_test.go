@@ -270,21 +270,6 @@ func ratio(b *testing.B, batch int, parallel bool, open func(t testing.TB, mode 
 	b.ReportMetric(0, "ns/op")
 }
 
-// fill makes a pool hold so many idle connections.
-func fill(t testing.TB, db *sql.DB, idle int) {
-	db.SetMaxIdleConns(idle)
-	conns := make([]*sql.Conn, idle)
-	for i := range conns {
-		var err error
-		conns[i], err = db.Conn(context.Background())
-		must(t, "conn", err)
-		must(t, "exec", insert(conns[i]))
-	}
-	for _, conn := range conns {
-		conn.Close()
-	}
-}
-
 // BenchmarkChange measures, with so many idle connections, how long it takes
 // from a new value until new work runs on it, and until the old connections
 // are closed; through hotload, and with a sql.DB that is replaced.

@@ -147,89 +147,42 @@ func TestValues(t *testing.T) {
 	}
 }
 
-// TestWatchAgain checks the pauses before Watch is called again.
+// TestWatchAgain checks the pauses before Watch is called again. A watch has not
+// lasted because it was slow to begin.
 func TestWatchAgain(t *testing.T) {
-	t.Run("R-11/watches again with back-off", func(t *testing.T) {
+	bubble(t, "R-11/watches again with back-off", func(t *testing.T) {
+		const ms, s = time.Millisecond, time.Second
+		watches := []struct {
+			begins, lasts time.Duration
+			fails         bool
+			pause         time.Duration // after it
+		}{
+			{0, 0, false, 100 * ms}, {0, 1 * s, false, 200 * ms}, {0, 0, true, 400 * ms}, {31 * s, 0, false, 800 * ms}, {0, 0, false, 1600 * ms},
+			{0, 0, false, 3200 * ms}, {0, 0, false, 6400 * ms}, {31 * s, 0, false, 12800 * ms}, {0, 0, false, 25600 * ms}, {0, 0, false, 30 * s},
+			{31 * s, 0, false, 30 * s}, {0, 30 * s, false, 30 * s}, {0, 30*s + ms, false, 100 * ms}, {0, 0, false, 200 * ms}, {0, time.Hour, false, 0},
+		}
 		log := collect(t)
-		synctest.Test(t, func(t *testing.T) {
-			began := time.Now()
-			type watch struct {
-				after time.Duration // since the one before it
-				value chan string
+		n, ended := 0, time.Now()
+		db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
+			w := watches[n]
+			if n++; n > 1 && time.Since(ended) != watches[n-2].pause {
+				t.Errorf("pause after watch %d: have %v, want %v", n-1, time.Since(ended), watches[n-2].pause)
 			}
-			watches := make(chan watch)
-			var failing atomic.Bool
-			db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
-				w := watch{time.Since(began), make(chan string)}
-				began = time.Now()
-				if ctx.Err() != nil {
-					return "", nil, ctx.Err()
-				}
-				watches <- w
-				if failing.Load() {
-					return "", nil, errors.New("lost")
-				}
-				return fmt.Sprint(w.after), w.value, nil
-			}), "")
-			go db.Ping()
-			w := <-watches
-			for _, tt := range []struct {
-				lasts time.Duration
-				fail  bool
-				want  time.Duration
-			}{
-				{0, false, 100 * time.Millisecond},
-				{time.Second, false, 200 * time.Millisecond},
-				{0, true, 400 * time.Millisecond},
-				{0, false, 800 * time.Millisecond},
-				{0, false, 1600 * time.Millisecond},
-				{0, false, 3200 * time.Millisecond},
-				{0, false, 6400 * time.Millisecond},
-				{0, false, 12800 * time.Millisecond},
-				{0, false, 25600 * time.Millisecond},
-				{0, false, 30 * time.Second},
-				{30 * time.Second, false, 30 * time.Second},
-				{30*time.Second + time.Millisecond, false, 100 * time.Millisecond},
-				{0, false, 200 * time.Millisecond},
-			} {
-				time.Sleep(tt.lasts)
-				synctest.Wait()
-				if !failing.Load() {
-					close(w.value)
-				}
-				failing.Store(tt.fail)
-				w = <-watches
-				want(t, "time since the last Watch", w.after, tt.lasts+tt.want)
-				synctest.Wait()
+			time.Sleep(w.begins)
+			if ended = time.Now().Add(w.lasts); w.fails {
+				return "", nil, errors.New("lost")
 			}
-			// The last value stays in force meanwhile; that of a new watch is taken up.
-			want(t, "value", ask(t, db), "200ms")
-			db.Close()
-		})
-		want(t, "watches lost", log.count("level=WARN", "hotload: watch lost"), 12+1)
+			values := make(chan string)
+			time.AfterFunc(w.lasts, func() { close(values) })
+			return strconv.Itoa(n), values, nil
+		}), "")
+		want(t, "value", ask(t, db), "1")
+		time.Sleep(10 * time.Minute)
+		// The last value stays in force meanwhile; that of a new watch is taken up.
+		want(t, "value", ask(t, db), "15")
+		want(t, "watches lost", log.count("level=WARN", "hotload: watch lost"), 13+1)
 		want(t, "because Watch failed", log.count("hotload: watch lost", "error_type=*errors.errorString"), 1)
-		want(t, "watches regained", log.count("hotload: watch regained"), 12)
-	})
-	t.Run("a watch has not lasted because it was slow to begin", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			const slow = 31 * time.Second
-			var began []time.Duration
-			start := time.Now()
-			db := open(t, newFake(t), watchFunc(func(ctx context.Context, _ string, _ url.Values) (string, <-chan string, error) {
-				began = append(began, time.Since(start)-time.Duration(len(began))*slow)
-				select {
-				case <-time.After(slow):
-				case <-ctx.Done():
-				}
-				values := make(chan string)
-				close(values)
-				return "1", values, ctx.Err()
-			}), "")
-			ask(t, db)
-			time.Sleep(4 * slow)
-			db.Close()
-			want(t, "pauses between watches, summed up", fmt.Sprint(began), "[0s 100ms 300ms 700ms 1.5s]")
-		})
+		want(t, "watches regained", log.count("hotload: watch regained"), 13)
 	})
 }
 
@@ -1028,14 +981,16 @@ func TestEvents(t *testing.T) {
 			watches <- values
 			return "1", values, nil
 		}), "forceKill=true")
-		tx := begin(t, db)
+		txs := []*sql.Tx{begin(t, db), begin(t, db)}
 		ask(t, db) // leaves an idle connection
 		values := <-watches
 		for _, value := range []string{"bad", "", "2"} {
 			values <- value
 			synctest.Wait()
 		}
-		mustBeKilled(t, "Commit", tx.Commit())
+		for _, tx := range txs {
+			mustBeKilled(t, "Commit", tx.Commit())
+		}
 		close(values)
 		time.Sleep(time.Second)
 		defer close(<-watches)
@@ -1044,8 +999,8 @@ func TestEvents(t *testing.T) {
 			`level=INFO msg="hotload: value accepted" POOL generation=1 closed=0 in_use=0`,
 			`level=WARN msg="hotload: value refused" POOL reason=driver error_type=*errors.errorString`,
 			`level=WARN msg="hotload: value refused" POOL reason=empty`,
-			`level=INFO msg="hotload: value accepted" POOL generation=2 closed=1 in_use=1`,
-			`level=WARN msg="hotload: connections killed" POOL generation=1 killed=1`,
+			`level=INFO msg="hotload: value accepted" POOL generation=2 closed=1 in_use=2`,
+			`level=WARN msg="hotload: connections killed" POOL generation=1 killed=2`,
 			`level=INFO msg="hotload: generation drained" POOL generation=1`,
 			`level=WARN msg="hotload: watch lost" POOL`,
 			`level=INFO msg="hotload: watch regained" POOL`,
@@ -1054,6 +1009,7 @@ func TestEvents(t *testing.T) {
 			line = strings.Replace(line, "POOL", pool, 1) + "\n"
 			want(t, line+"in\n"+log.String(), strings.Count(log.String(), line), 1)
 		}
+		want(t, "kills: of generation 2 there was nothing in use", log.count("connections killed"), 1)
 	})
 }
 

@@ -223,6 +223,17 @@ func onOpen(value string, do func(ctx context.Context) error) func(context.Conte
 	}
 }
 
+// firstOpen is onOpen for the first dial alone.
+func firstOpen(value string, do func() error) func(context.Context, string) error {
+	var dials atomic.Int64
+	return onOpen(value, func(context.Context) error {
+		if dials.Add(1) > 1 {
+			return nil
+		}
+		return do()
+	})
+}
+
 func onClose(value string, do func()) func(*fakeConn) {
 	return func(c *fakeConn) {
 		if c.value == value {
@@ -622,13 +633,22 @@ const (
 // bg is a context that the recording driver knows again.
 var bg = context.WithValue(context.Background(), ctxKey{}, "background")
 
-// begin begins a transaction.
+// A runner is a sql.DB, sql.Tx, sql.Conn, or prepared.
+type runner interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// begin begins a transaction, which ends with the test at the latest: a test that
+// fails in a bubble would else end the program.
 func begin(t testing.TB, x interface {
 	BeginTx(context.Context, *sql.TxOptions) (*sql.Tx, error)
 }) *sql.Tx {
 	t.Helper()
 	tx, err := x.BeginTx(context.Background(), nil)
 	must(t, "begin", err)
+	t.Cleanup(func() { tx.Rollback() })
 	return tx
 }
 
@@ -651,12 +671,33 @@ func prepare(t testing.TB, x interface {
 	return stmt
 }
 
+// query begins a query.
+func query(t testing.TB, x runner, text string, args ...any) *sql.Rows {
+	t.Helper()
+	rows, err := x.QueryContext(context.Background(), text, args...)
+	must(t, "query", err)
+	return rows
+}
+
 // insert executes "insert" without arguments.
-func insert(x interface {
-	ExecContext(context.Context, string, ...any) (sql.Result, error)
-}) error {
+func insert(x runner) error {
 	_, err := x.ExecContext(context.Background(), "insert")
 	return err
+}
+
+// fill makes a pool hold so many idle connections.
+func fill(t testing.TB, db *sql.DB, idle int) {
+	db.SetMaxIdleConns(idle)
+	conns := make([]*sql.Conn, idle)
+	for i := range conns {
+		var err error
+		conns[i], err = db.Conn(context.Background())
+		must(t, "conn", err)
+		must(t, "exec", insert(conns[i]))
+	}
+	for _, conn := range conns {
+		conn.Close()
+	}
 }
 
 // inRaw calls f with what a Raw callback gets.
@@ -694,13 +735,9 @@ func connect(t testing.TB, d driver.Driver, s hotload.Strategy, options string) 
 }
 
 // ask returns the value that an operation of the pool runs on.
-func ask(t testing.TB, db interface {
-	QueryRowContext(context.Context, string, ...any) *sql.Row
-}) (value string) {
+func ask(t testing.TB, x runner, args ...any) (value string) {
 	t.Helper()
-	if err := db.QueryRowContext(t.Context(), "ask").Scan(&value); err != nil {
-		t.Fatalf("query: %v", err)
-	}
+	must(t, "query", x.QueryRowContext(t.Context(), "ask", args...).Scan(&value))
 	return value
 }
 

@@ -137,6 +137,16 @@ type (
 		pooledConn
 		checker
 	}
+	legacyConn struct {
+		*recConn
+		legacyExecer
+		legacyQueryer
+		checker
+	}
+	columnStmt struct {
+		*recStmt
+		columns
+	}
 	fullStmt struct {
 		*recStmt
 		stmtExecer
@@ -183,13 +193,7 @@ var variants = []*variant{
 	},
 	{
 		name: "legacy Execer and Queryer", counts: true, failing: true,
-		conn: func(c *recConn) driver.Conn {
-			return struct {
-				*recConn
-				legacyExecer
-				legacyQueryer
-			}{c, legacyExecer{c}, legacyQueryer{c}}
-		},
+		conn: func(c *recConn) driver.Conn { return legacyConn{c, legacyExecer{c}, legacyQueryer{c}, checker{c}} },
 	},
 	{
 		name: "legacy Execer and QueryerContext", context: true,
@@ -253,26 +257,14 @@ var variants = []*variant{
 		fails: map[string]error{"Exec": driver.ErrSkip, "Query": driver.ErrSkip},
 	},
 	{
-		name: "ErrSkip from legacy Exec and Query",
-		conn: func(c *recConn) driver.Conn {
-			return struct {
-				*recConn
-				legacyExecer
-				legacyQueryer
-				checker
-			}{c, legacyExecer{c}, legacyQueryer{c}, checker{c}}
-		},
+		name:  "ErrSkip from legacy Exec and Query",
+		conn:  func(c *recConn) driver.Conn { return legacyConn{c, legacyExecer{c}, legacyQueryer{c}, checker{c}} },
 		fails: map[string]error{"Exec": driver.ErrSkip, "Query": driver.ErrSkip},
 	},
 	{
 		name: "ColumnConverter, NumInput -1",
 		conn: func(c *recConn) driver.Conn { return c },
-		stmt: func(s *recStmt) driver.Stmt {
-			return struct {
-				*recStmt
-				columns
-			}{s, columns{s}}
-		},
+		stmt: func(s *recStmt) driver.Stmt { return columnStmt{s, columns{s}} },
 	},
 	{
 		name: "ColumnConverter, NumInput n", counts: true, failing: true,
@@ -292,12 +284,7 @@ var variants = []*variant{
 				checker
 			}{c, checker{c}}
 		},
-		stmt: func(s *recStmt) driver.Stmt {
-			return struct {
-				*recStmt
-				columns
-			}{s, columns{s}}
-		},
+		stmt: func(s *recStmt) driver.Stmt { return columnStmt{s, columns{s}} },
 	},
 	{
 		name: "ColumnConverter and a checker on the Stmt", context: true,
@@ -320,48 +307,48 @@ var variants = []*variant{
 		},
 	},
 	{
-		name: "no ConnBeginTx", context: true,
+		name: "neither ConnBeginTx nor ConnPrepareContext", context: true,
 		conn: func(c *recConn) driver.Conn {
 			return struct {
 				*recConn
-				preparer
 				execer
 				queryer
 				resetter
 				validator
-			}{c, preparer{c}, execer{c}, queryer{c}, resetter{c}, validator{c}}
+			}{c, execer{c}, queryer{c}, resetter{c}, validator{c}}
 		},
+		stmt: fullStmtOf,
 		rows: fullRowsOf,
 	},
 	{
-		name: "no ConnPrepareContext", context: true,
-		conn: func(c *recConn) driver.Conn {
-			return struct {
-				*recConn
-				beginner
-				execer
-				resetter
-				validator
-			}{c, beginner{c}, execer{c}, resetter{c}, validator{c}}
-		},
-		stmt: fullStmtOf,
-	},
-	{
-		name: "SessionResetter without Validator", context: true,
+		name: "SessionResetter without Validator; NextResultSet, no column types", context: true,
 		conn: func(c *recConn) driver.Conn {
 			return struct {
 				modernConn
 				resetter
 			}{modern(c), resetter{c}}
 		},
+		rows: func(r *recRows) driver.Rows {
+			return struct {
+				*recRows
+				setRows
+			}{r, setRows{r}}
+		},
 	},
 	{
-		name: "Validator without SessionResetter",
+		name: "Validator without SessionResetter; some column types, no NextResultSet",
 		conn: func(c *recConn) driver.Conn {
 			return struct {
 				modernConn
 				validator
 			}{modern(c), validator{c}}
+		},
+		rows: func(r *recRows) driver.Rows {
+			return struct {
+				*recRows
+				typeNameRows
+				precisionRows
+			}{r, typeNameRows{r}, precisionRows{r}}
 		},
 	},
 	{
@@ -379,27 +366,6 @@ var variants = []*variant{
 		conn:  func(c *recConn) driver.Conn { return pooled(c) },
 		fails: map[string]error{"ResetSession": fmt.Errorf("wrapped: %w", driver.ErrBadConn)},
 		still: true,
-	},
-	{
-		name: "NextResultSet, no column types",
-		conn: func(c *recConn) driver.Conn { return modern(c) },
-		rows: func(r *recRows) driver.Rows {
-			return struct {
-				*recRows
-				setRows
-			}{r, setRows{r}}
-		},
-	},
-	{
-		name: "some column types, no NextResultSet", context: true,
-		conn: func(c *recConn) driver.Conn { return pooled(c) },
-		rows: func(r *recRows) driver.Rows {
-			return struct {
-				*recRows
-				typeNameRows
-				precisionRows
-			}{r, typeNameRows{r}, precisionRows{r}}
-		},
 	},
 }
 
@@ -783,7 +749,7 @@ type recRows struct {
 
 func (r *recRows) Columns() []string {
 	r.c.call(nil, "Rows.Columns")
-	return []string{"n", "s"}
+	return []string{"n", fmt.Sprint("s", r.set)}
 }
 
 func (r *recRows) Close() error { return r.c.call(r.ctx, "Rows.Close") }
@@ -965,13 +931,6 @@ func (s *subject) meanwhile(call string, f func()) {
 	s.recorder.mu.Lock()
 	defer s.recorder.mu.Unlock()
 	s.recorder.during = map[string]func(){call: f}
-}
-
-// A runner is a sql.DB, sql.Tx, sql.Conn, or prepared.
-type runner interface {
-	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
 // prepared is a statement as a runner that has its query already.

@@ -136,14 +136,8 @@ func TestLeftOpen(t *testing.T) {
 		})
 	}
 	bubble(t, "its failure is not that of who came later", func(t *testing.T) {
-		f, dials := newFake(t), 0
-		f.onOpen = func(context.Context, string) error {
-			if dials++; dials > 1 {
-				return nil // the server is back
-			}
-			time.Sleep(5 * time.Second)
-			return errDead
-		}
+		f := newFake(t)
+		f.onOpen = firstOpen("1", func() error { time.Sleep(5 * time.Second); return errDead }) // the server is back then
 		db := open(t, f, newSource("1"), "")
 		leave(t, db, time.Second)
 		must(t, "the next caller", db.Ping())
@@ -152,15 +146,14 @@ func TestLeftOpen(t *testing.T) {
 	bubble(t, "the Open after one that failed is a dial like any other", func(t *testing.T) {
 		log := collect(t)
 		f, src, hang := newFake(t), newSource("1"), make(chan bool)
-		var dials atomic.Int64
-		f.onOpen = onOpen("1", func(context.Context) error {
-			if dials.Add(1) > 1 {
+		failing := firstOpen("1", func() error { time.Sleep(5 * time.Second); return errDead })
+		f.onOpen = func(ctx context.Context, value string) error {
+			err := failing(ctx, value)
+			if err == nil && value == "1" {
 				<-hang
-				return nil
 			}
-			time.Sleep(5 * time.Second)
-			return errDead
-		})
+			return err
+		}
 		db := open(t, f, src, "")
 		leave(t, db, time.Second)
 		next := make(chan error, 1)
@@ -179,24 +172,18 @@ func TestLeftOpen(t *testing.T) {
 	})
 	bubble(t, "one that hangs keeps nobody from an Open of his own", func(t *testing.T) {
 		f, hang := newFake(t), make(chan bool)
-		var dials atomic.Int64
-		f.onOpen = func(context.Context, string) error {
-			if dials.Add(1) == 1 {
-				<-hang
-			}
-			return nil
-		}
+		f.onOpen = firstOpen("1", func() error { <-hang; return nil })
 		db := open(t, f, newSource("1"), "")
 		defer close(hang)
 		start := time.Now()
 		for range 3 {
 			leave(t, db, 2*time.Second)
 		}
-		want(t, "dials", dials.Load(), 1)
+		want(t, "Opens in progress", f.dialing.Load(), 1)
 		must(t, "a patient caller", db.Ping())
 		want(t, "when that was served", time.Since(start), 10*time.Second)
 		must(t, "the next", db.Ping())
-		want(t, "dials", dials.Load(), 2)
+		want(t, "connections opened", f.opened.Load(), 1)
 	})
 	bubble(t, "who waits for long has one Open, not one more every ten seconds", func(t *testing.T) {
 		f, hang := newFake(t), make(chan bool)
@@ -221,6 +208,29 @@ func TestLeftOpen(t *testing.T) {
 		want(t, "open", len(f.live()), 1)
 		db.Close()
 		want(t, "open after DB.Close", len(f.live()), 0)
+	})
+}
+
+// An Open that its caller leaves after DB.Close is nobody's: what it opens is
+// closed at once.
+func TestLeftAfterClose(t *testing.T) {
+	eachDriver(t, "", func(t *testing.T, f *fake, d driver.Driver) {
+		f.onOpen = onOpen("1", lasts(6*time.Second))
+		db := open(t, d, newSource("1"), "")
+		start := time.Now()
+		left := make(chan error)
+		go func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+			defer cancel()
+			left <- db.PingContext(ctx)
+		}()
+		time.Sleep(time.Second)
+		db.Close()
+		want(t, "error of the caller", <-left, context.DeadlineExceeded)
+		time.Sleep(6*time.Second - time.Since(start))
+		synctest.Wait()
+		want(t, "opened", f.opened.Load(), 1)
+		want(t, "open", len(f.live()), 0)
 	})
 }
 
@@ -252,13 +262,7 @@ func TestLeftConnect(t *testing.T) {
 		want(t, "value", <-value, "2")
 
 		hang := make(chan bool)
-		var dials atomic.Int64
-		f.onOpen = onOpen("3", func(context.Context) error {
-			if dials.Add(1) == 1 {
-				<-hang
-			}
-			return nil
-		})
+		f.onOpen = firstOpen("3", func() error { <-hang; return nil })
 		src.set("3")
 		first := make(chan error, 1)
 		go func() { first <- db.Ping() }()

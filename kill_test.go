@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -142,12 +141,10 @@ func killsCalls(t *testing.T) {
 				db := open(t, ctxFake{f}, src, "forceKill=true")
 				x := things{db: db, stmt: make(map[string]*sql.Stmt), tx: begin(t, db), conn: take(t, db)}
 				x.own = prepare(t, take(t, db), "own")
-				for _, query := range []string{"insert", "select"} {
-					x.stmt[query] = prepare(t, db, query)
+				for _, text := range []string{"insert", "select"} {
+					x.stmt[text] = prepare(t, db, text)
 				}
-				var err error
-				x.rows, err = db.Query("select")
-				must(t, "query", err)
+				x.rows = query(t, db, "select")
 				defer x.tx.Rollback()
 				defer x.rows.Close()
 				o.armed.Store(true)
@@ -159,7 +156,7 @@ func killsCalls(t *testing.T) {
 					<-ctx.Done()
 					want(t, "cause of the end of the driver's context", context.Cause(ctx), hotload.ErrKilled)
 				}
-				_, err = db.Exec("new work")
+				_, err := db.Exec("new work")
 				must(t, "new work", err)
 				synctest.Wait()
 				want(t, "connections on the old value while the call unwinds", f.liveOn("1"), 1)
@@ -249,26 +246,18 @@ func TestKillContextsEnd(t *testing.T) {
 			t.Errorf("%s: ended: have %t, want %t", what, have, want)
 		}
 	}
-	_, err := db.Exec("insert")
-	must(t, "exec", err)
+	must(t, "exec", insert(db))
 	ended("Exec's context after it", "Exec insert", true)
-	rows, err := db.Query("select")
-	must(t, "query", err)
+	rows := query(t, db, "select")
 	rows.Next()
 	ended("Query's context while rows are open", "Query select", false)
 	rows.Close()
 	ended("Query's context after Rows.Close", "Query select", true)
-	for _, how := range []string{"Commit", "Rollback"} {
+	for how, end := range map[string]func(*sql.Tx) error{"Commit": (*sql.Tx).Commit, "Rollback": (*sql.Tx).Rollback} {
 		tx := begin(t, db)
-		_, err = tx.Exec("insert")
-		must(t, "exec", err)
+		must(t, "exec", insert(tx))
 		ended("Begin's context in the transaction", "Begin", false)
-		if how == "Commit" {
-			err = tx.Commit()
-		} else {
-			err = tx.Rollback()
-		}
-		must(t, how, err)
+		must(t, how, end(tx))
 		ended("Begin's context after "+how, "Begin", true)
 	}
 	for what, err := range closing {
@@ -300,70 +289,40 @@ func TestKillContextsAreForgotten(t *testing.T) {
 // killsIdle proves: what is in use without a call in progress is closed at once,
 // and a sql.Conn on which nothing has run moves.
 func killsIdle(t *testing.T) {
-	type subject struct {
+	for _, s := range []struct {
 		name  string
 		moves bool
-		use   func(t *testing.T, db *sql.DB, conn *sql.Conn) (after func() error)
-	}
-	later := func(conn *sql.Conn) func() error {
-		return func() error { _, err := conn.ExecContext(context.Background(), "later"); return err }
-	}
-	subjects := []subject{
-		{"Conn on which nothing has run", true, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			return later(conn)
+		use   func(t *testing.T, conn *sql.Conn) (after func() error)
+	}{
+		{"Conn on which nothing has run", true, func(t *testing.T, conn *sql.Conn) func() error {
+			return func() error { return insert(conn) }
 		}},
-		{"Conn that was used", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			_, err := conn.ExecContext(t.Context(), "set role")
-			must(t, "exec", err)
-			return later(conn)
+		{"Conn that was used", false, func(t *testing.T, conn *sql.Conn) func() error {
+			must(t, "exec", insert(conn))
+			return func() error { return insert(conn) }
 		}},
-		{"Conn whose statement was prepared", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
+		{"Conn whose statement was prepared", false, func(t *testing.T, conn *sql.Conn) func() error {
 			stmt := prepare(t, conn, "insert ?")
 			return func() error { defer stmt.Close(); _, err := stmt.Exec(special{"x"}); return err }
 		}},
-		{"transaction", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			tx := begin(t, conn)
-			return tx.Commit
-		}},
-		{"transaction with a statement", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			tx := begin(t, conn)
-			stmt := prepare(t, tx, "insert ?")
-			return func() error {
-				_, err := stmt.Exec(1)
-				mustBeKilled(t, "Rollback", tx.Rollback())
-				return err
-			}
-		}},
-		{"rows", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			rows, err := conn.QueryContext(t.Context(), "select")
-			must(t, "query", err)
-			return func() error {
-				for rows.Next() {
-					t.Error("killed rows go on")
-				}
-				return rows.Err()
-			}
-		}},
-		{"rows half read", false, func(t *testing.T, db *sql.DB, conn *sql.Conn) func() error {
-			rows, err := conn.QueryContext(t.Context(), "select")
-			must(t, "query", err)
+		{"transaction", false, func(t *testing.T, conn *sql.Conn) func() error { return begin(t, conn).Commit }},
+		{"rows half read", false, func(t *testing.T, conn *sql.Conn) func() error {
+			rows := query(t, conn, "select")
 			rows.Next()
 			return func() error {
 				rows.Next()
 				mustBeKilled(t, "Rows.Err", rows.Err())
-				var v string
-				return rows.Scan(&v)
+				return rows.Scan(new(string))
 			}
 		}},
-	}
-	for _, s := range subjects {
+	} {
 		bubble(t, s.name, func(t *testing.T) {
 			f, src := newFake(t), newSource("1")
 			f.rowCount = 5
-			var touched atomic.Bool
+			killed := false
 			var held context.Context // by the driver
 			f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
-				if c.value == "1" && touched.Load() && call != "Close insert ?" && call != "Close rows" {
+				if c.value == "1" && killed && !strings.HasPrefix(call, "Close ") {
 					t.Errorf("%s on the killed connection", call)
 				}
 				if call == "Begin" || call == "Query select" {
@@ -373,8 +332,8 @@ func killsIdle(t *testing.T) {
 			}
 			db := open(t, ctxFake{f}, src, "forceKill=true")
 			conn := take(t, db)
-			after := s.use(t, db, conn)
-			touched.Store(true)
+			after := s.use(t, conn)
+			killed = true
 			start := time.Now()
 			src.set("2")
 			synctest.Wait()
@@ -389,8 +348,7 @@ func killsIdle(t *testing.T) {
 				want(t, "value", ask(t, conn), "2")
 			} else {
 				mustBeKilled(t, "use", err)
-				_, err := conn.ExecContext(t.Context(), "again")
-				mustBeKilled(t, "use again", err)
+				mustBeKilled(t, "use again", insert(conn))
 			}
 			must(t, "Conn.Close", conn.Close())
 			want(t, "value that the pool goes on with", ask(t, db), "2")
@@ -405,13 +363,6 @@ func killsTx(t *testing.T) {
 		bubble(t, end, func(t *testing.T) {
 			f, src := newFake(t), newSource("1")
 			f.rowCount = 2
-			var killed atomic.Bool
-			f.onCall = func(_ context.Context, c *fakeConn, call string) error {
-				if killed.Load() && c.value == "1" {
-					t.Errorf("%s on the killed connection", call)
-				}
-				return nil
-			}
 			db := open(t, ctxFake{f}, src, "forceKill=true")
 			pooled := prepare(t, db, "pooled ?")
 			defer pooled.Close()
@@ -422,13 +373,10 @@ func killsTx(t *testing.T) {
 			own := tx.Stmt(pooled)
 			_, err = own.Exec(1)
 			must(t, "exec", err)
-			rows, err := tx.Query("select")
-			must(t, "query", err)
-			f.lenient.Store(true) // its statements are closed with it
-			f.onClose = func(c *fakeConn) { killed.Store(c.value == "1") }
+			rows := query(t, tx, "select")
 			src.set("2")
 			synctest.Wait()
-			want(t, "connections on the old value", f.liveOn("1"), 0)
+			want(t, "connections on the old value", f.liveOn("1"), 0) // the fake polices that nothing comes after
 
 			rows.Next()
 			mustBeKilled(t, "rows", rows.Err())
@@ -463,203 +411,119 @@ func killsTx(t *testing.T) {
 	}
 }
 
-// TestKilledStmt: a prepared statement of the pool whose call was killed goes
-// on with the new value, arguments and all.
-func TestKilledStmt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, o, src := newFake(t), newObstacle("Query select ?"), newSource("1")
-		f.onCall = o.onCall
-		db := open(t, ctxFake{f}, src, "forceKill=true")
-		db.SetMaxOpenConns(1)
-		stmt := prepare(t, db, "select ?")
-		defer stmt.Close()
-		var v string
-		for i := range 3 {
-			must(t, "query", stmt.QueryRow(special{"x"}).Scan(&v))
-			want(t, "value", v, strconv.Itoa(i+1))
-			o.calls.Store(0)
-			o.armed.Store(true)
-			done := make(chan error, 1)
-			go func() { done <- stmt.QueryRow(special{"x"}).Scan(new(string)) }()
-			ctx := receive(t, "the call begins", o.there)
-			src.set(strconv.Itoa(i + 2))
-			<-ctx.Done()
-			o.returns <- driver.ErrBadConn
-			mustBeKilled(t, "the call", receive(t, "the call returns", done))
-			o.armed.Store(false)
-		}
-		must(t, "query", stmt.QueryRow(special{"x"}).Scan(&v))
-		want(t, "value", v, "4")
-		if err := stmt.QueryRow().Scan(&v); err == nil || !strings.Contains(err.Error(), "expected 1 arguments, got 0") {
-			t.Errorf("a wrong number of arguments: %v", err)
-		}
-	})
-}
-
 // killsDeaf proves: a driver that does not return within about a second is closed
 // from another goroutine, as a last resort, and blocks nothing: not the change,
 // new work, other kills, or DB.Close.
 func killsDeaf(t *testing.T) {
-	for _, test := range []struct {
+	for _, row := range []struct {
 		name, call string
-		use        func(t *testing.T, db *sql.DB) error
+		use        func(t *testing.T, db *sql.DB, old *sql.Stmt) error // old has to be prepared again
 	}{
-		{"exec", "Exec insert", func(t *testing.T, db *sql.DB) error { return insert(db) }},
-		{"prepare", "Prepare deaf", func(t *testing.T, db *sql.DB) error { _, err := db.Prepare("deaf"); return err }},
-		{"begin", "Begin", func(t *testing.T, db *sql.DB) error { _, err := db.Begin(); return err }},
-		{"commit", "Commit", func(t *testing.T, db *sql.DB) error {
-			tx := begin(t, db)
-			return tx.Commit()
-		}},
-		{"next", "Next", func(t *testing.T, db *sql.DB) error { return db.QueryRow("select").Scan(new(string)) }},
-		{"exec of a prepared statement", "Exec deaf", func(t *testing.T, db *sql.DB) error {
-			stmt := prepare(t, db, "deaf")
-			defer stmt.Close()
-			_, err := stmt.Exec()
+		{"exec", "Exec insert", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error { return insert(db) }},
+		{"prepare", "Prepare deaf", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error { _, err := db.Prepare("deaf"); return err }},
+		{"prepare with a statement open", "Prepare deaf", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error {
+			conn := take(t, db)
+			prepare(t, conn, "other")
+			_, err := conn.PrepareContext(bg, "deaf")
 			return err
 		}},
-		{"exec with prepared statements open", "Exec deaf", func(t *testing.T, db *sql.DB) error {
+		{"prepare anew", "Prepare old", func(t *testing.T, db *sql.DB, old *sql.Stmt) error { _, err := old.Exec(); return err }},
+		{"begin", "Begin", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error { _, err := db.Begin(); return err }},
+		{"commit", "Commit", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error { return begin(t, db).Commit() }},
+		{"next", "Next", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error { return db.QueryRow("select").Scan(new(string)) }},
+		{"exec of a prepared statement", "Exec deaf", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error {
+			_, err := prepare(t, db, "deaf").Exec()
+			return err
+		}},
+		{"exec with prepared statements open", "Exec insert", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error {
 			conn := take(t, db)
 			for i := range 2 {
-				stmt := prepare(t, conn, fmt.Sprint("other ", i))
-				defer stmt.Close()
+				prepare(t, conn, fmt.Sprint("other ", i))
 			}
-			_, err := conn.ExecContext(t.Context(), "deaf")
-			return err
+			return insert(conn)
 		}},
-		{"close of a prepared statement", "Close deaf", func(t *testing.T, db *sql.DB) error {
+		{"close of a prepared statement", "Close deaf", func(t *testing.T, db *sql.DB, _ *sql.Stmt) error {
 			conn := take(t, db)
-			stmt := prepare(t, conn, "deaf")
-			return stmt.Close()
-		}},
-	} {
-		bubble(t, test.name, func(t *testing.T) {
-			f, src := newFake(t), newSource("1")
-			f.lenient.Store(true)
-			there, shut := make(chan bool), make(chan bool)
-			f.onCall = func(_ context.Context, c *fakeConn, call string) error {
-				if c.value == "1" && call == test.call {
-					there <- true
-					<-shut
-					return driver.ErrBadConn
-				}
-				return nil
-			}
-			f.onClose = func(c *fakeConn) {
-				if c.value == "1" {
-					close(shut)
-				}
-			}
-			f.heedless = true
-			db := open(t, ctxFake{f}, src, "forceKill=true")
-			done := make(chan error, 1)
-			go func() { done <- test.use(t, db) }()
-			receive(t, "the call begins", there)
-			start := time.Now()
-			src.set("2")
-			want(t, "value of new work", ask(t, db), "2")
-			conn := take(t, db)
-			want(t, "value of new work", ask(t, conn), "2")
-			src.set("3")
-			mustBeKilled(t, "another kill", insert(conn))
-			conn.Close()
-			want(t, "value of new work", ask(t, db), "3")
-			want(t, "time that all this took", time.Since(start), 0)
-			time.Sleep(patience - 1)
-			synctest.Wait()
-			want(t, "connections on the old value while there is patience", f.liveOn("1"), 1)
-			mustBeKilled(t, "the call", receive(t, "the call returns", done))
-			want(t, "time until the call returned", time.Since(start), patience)
-			synctest.Wait()
-			want(t, "connections on the old value in the end", f.liveOn("1"), 0)
-		})
-	}
-
-	// In real time, because that orders nothing: the race detector sees it all.
-	t.Run("prepared anew in the killed call", func(t *testing.T) {
-		f, src := newFake(t), newSource("0")
-		f.lenient.Store(true)
-		o := newObstacle("Prepare deaf")
-		shut := make(chan bool)
-		f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
-			if c.value == "1" && call == "Exec deaf" {
-				<-shut
-				return driver.ErrBadConn
-			}
-			return o.onCall(ctx, c, call)
-		}
-		f.onClose = func(c *fakeConn) {
-			if c.value == "1" {
-				close(shut)
-			}
-		}
-		f.heedless = true
-		db := open(t, ctxFake{f}, src, "forceKill=true")
-		stmt := prepare(t, db, "deaf")
-		src.set("1")
-		o.armed.Store(true)
-		done := make(chan error, 1)
-		go func() { _, err := stmt.Exec(); done <- err }()
-		receive(t, "the call begins", o.there)
-		src.set("2")
-		o.returns <- nil
-		mustBeKilled(t, "the call", receive(t, "the call returns", done))
-		await(t, "the connection is closed", func() bool { return f.liveOn("1") == 0 })
-		_, err := stmt.Exec()
-		must(t, "the statement after the kill", err)
-		must(t, "Stmt.Close", stmt.Close())
-	})
-}
-
-// TestDeafStatement: a driver that is deaf to a kill, and to the Close of its
-// connection, gets that Close during the call, and no other call, which the fake
-// polices; hotload's own books survive it.
-func TestDeafStatement(t *testing.T) {
-	for _, row := range []struct {
-		deaf string
-		call func(db *sql.DB, old *sql.Stmt) error // old has to be prepared again
-	}{
-		{"Prepare two", func(db *sql.DB, _ *sql.Stmt) error {
-			conn, _ := db.Conn(bg)
-			defer conn.Close()
-			conn.PrepareContext(bg, "one") // stays open
-			_, err := conn.PrepareContext(bg, "two")
-			return err
-		}},
-		{"Close one", func(db *sql.DB, _ *sql.Stmt) error {
-			conn, _ := db.Conn(bg)
-			defer conn.Close()
-			stmt, _ := conn.PrepareContext(bg, "one")
-			stmt.Close()
+			prepare(t, conn, "deaf").Close()
 			return conn.PingContext(bg)
 		}},
-		{"Prepare old", func(_ *sql.DB, old *sql.Stmt) error { _, err := old.Exec(); return err }},
-		{"Next", func(db *sql.DB, _ *sql.Stmt) error { return db.QueryRow("ask").Scan(new(string)) }},
 	} {
-		bubble(t, row.deaf, func(t *testing.T) {
-			f, src := newFake(t), newSource("1")
-			f.lenient.Store(true)
-			f.heedless = row.deaf == "Prepare old"
-			f.asRows = asTwoSets
-			f.onCall = onCall("2", row.deaf, func(context.Context) error {
-				if time.Sleep(3 * patience); row.deaf == "Next" {
-					return io.EOF
+		for _, late := range []bool{false, true} { // deaf to the Close, too
+			bubble(t, fmt.Sprint(row.name, "/late=", late), func(t *testing.T) {
+				f, src := newFake(t), newSource("0")
+				f.lenient.Store(true)
+				f.heedless = true
+				f.asRows = asTwoSets
+				there, shut, returns := make(chan bool), make(chan bool), patience
+				if late {
+					returns = 3 * patience
 				}
-				return nil
+				f.onCall = onCall("1", row.call, func(context.Context) error {
+					there <- true
+					<-shut
+					time.Sleep(returns - patience)
+					switch row.name {
+					case "next":
+						return io.EOF
+					case "prepare anew":
+						return nil
+					}
+					return driver.ErrBadConn
+				})
+				f.onClose = onClose("1", func() { close(shut) })
+				db := open(t, ctxFake{f}, src, "forceKill=true")
+				old := prepare(t, db, "old")
+				src.set("1")
+				done := make(chan error, 1)
+				go func() { done <- row.use(t, db, old) }()
+				<-there
+				start := time.Now()
+				src.set("2")
+				want(t, "value of new work", ask(t, db), "2")
+				conn := take(t, db)
+				want(t, "value of new work", ask(t, conn), "2")
+				src.set("3")
+				mustBeKilled(t, "another kill", insert(conn))
+				conn.Close()
+				want(t, "value of new work", ask(t, db), "3")
+				want(t, "time that all this took", time.Since(start), 0)
+				time.Sleep(patience - time.Nanosecond)
+				synctest.Wait()
+				want(t, "connections on the old value while there is patience", f.liveOn("1"), 1)
+				time.Sleep(time.Nanosecond)
+				synctest.Wait()
+				want(t, "connections on the old value after that", f.liveOn("1"), 0)
+				mustBeKilled(t, "the call", <-done)
+				want(t, "time until the call returned", time.Since(start), returns)
+				_, err := old.Exec()
+				must(t, "the statement after the kill", err)
+				must(t, "Stmt.Close", old.Close())
 			})
-			db := open(t, ctxFake{f}, src, "forceKill=true")
-			old := prepare(t, db, "old")
-			src.set("2")
-			done := make(chan error, 1)
-			go func() { done <- row.call(db, old) }()
-			synctest.Wait()
-			src.set("3")
-			time.Sleep(2 * patience)
-			want(t, "connections on the old value", f.liveOn("2"), 0)
-			mustBeKilled(t, "the call", <-done)
-			must(t, "Stmt.Close", old.Close())
-		})
+		}
 	}
+}
+
+// TestKillDuringPrepareAnew: a statement that is prepared again while its
+// connection is killed is closed with it. In real time, because that orders
+// nothing: the race detector sees it all.
+func TestKillDuringPrepareAnew(t *testing.T) {
+	f, o, src := newFake(t), newObstacle("Prepare deaf"), newSource("0")
+	f.heedless = true
+	f.onCall = o.onCall
+	db := open(t, ctxFake{f}, src, "forceKill=true")
+	stmt := prepare(t, db, "deaf")
+	src.set("1")
+	o.armed.Store(true)
+	done := make(chan error, 1)
+	go func() { _, err := stmt.Exec(); done <- err }()
+	receive(t, "the call begins", o.there)
+	src.set("2")
+	o.returns <- nil
+	mustBeKilled(t, "the call", receive(t, "the call returns", done))
+	await(t, "the connection is closed", func() bool { return f.liveOn("1") == 0 })
+	_, err := stmt.Exec()
+	must(t, "the statement after the kill", err)
+	must(t, "Stmt.Close", stmt.Close())
 }
 
 // TestCloseAwaitsLastResort: DB.Close waits also for what the last resort closes,
@@ -806,8 +670,7 @@ func TestKillDuringSmallCalls(t *testing.T) {
 			conn := take(t, db)
 			tx := begin(t, conn)
 			stmt := prepare(t, tx, "insert ?")
-			rows, err := tx.Query("ask")
-			must(t, "query", err)
+			rows := query(t, tx, "ask")
 			armed = true
 			rows.ColumnTypes()
 			for rows.Next() {
@@ -831,10 +694,7 @@ func TestKillDuringSmallCalls(t *testing.T) {
 func killsRaw(t *testing.T) {
 	inRaw := func(t *testing.T, conn *sql.Conn, f func()) {
 		inRaw(t, conn, func(proxy any) {
-			c, ok := proxy.(interface{ Raw() driver.Conn }).Raw().(*fakeConn)
-			if !ok || c.value != "1" {
-				t.Errorf("Raw: have %v", c)
-			}
+			want(t, "there is a connection", proxy.(interface{ Raw() driver.Conn }).Raw() != nil, true)
 			f()
 		})
 	}
@@ -869,6 +729,10 @@ func killsRaw(t *testing.T) {
 			inRaw(t, conn, change)
 			conn.Close()
 		}},
+		{"returned to the pool by a bare driver", 0, func(t *testing.T, conn *sql.Conn, change func()) {
+			inRaw(t, conn, change)
+			conn.Close()
+		}},
 		{"operation between", 0, func(t *testing.T, conn *sql.Conn, change func()) {
 			inRaw(t, conn, func() {})
 			must(t, "exec", insert(conn))
@@ -882,19 +746,15 @@ func killsRaw(t *testing.T) {
 	} {
 		bubble(t, test.name, func(t *testing.T) {
 			f, src := newFake(t), newSource("1")
-			var closed time.Time
-			f.onClose = func(c *fakeConn) {
-				if c.value == "1" {
-					closed = time.Now()
-				}
+			if strings.HasSuffix(test.name, "bare driver") {
+				f.asConn = asBare
 			}
+			var closed time.Time
+			f.onClose = onClose("1", func() { closed = time.Now() })
 			db := open(t, ctxFake{f}, src, "forceKill=true")
 			conn := take(t, db)
 			var changed time.Time
-			test.check(t, conn, func() {
-				src.set("2")
-				changed = time.Now()
-			})
+			test.check(t, conn, func() { src.set("2"); changed = time.Now() })
 			time.Sleep(2 * patience)
 			synctest.Wait()
 			want(t, "connections on the old value", f.liveOn("1"), 0)
@@ -925,7 +785,12 @@ func killsRows(t *testing.T) {
 			bubble(t, fmt.Sprintf("during a call=%t,call %d", during, at), func(t *testing.T) {
 				f, src := newFake(t), newSource("1")
 				f.rowCount = 3
-				n, kill, returned := 0, make(chan bool), make(chan bool)
+				n, killed := 0, false
+				kill := func() {
+					src.set("2")
+					synctest.Wait()
+					killed = true
+				}
 				f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
 					if c.value != "1" {
 						return nil
@@ -934,40 +799,21 @@ func killsRows(t *testing.T) {
 						return io.EOF
 					}
 					if during && (strings.HasPrefix(call, "Next") || call == "HasNextResultSet") {
-						if n == at {
-							kill <- true
-							<-returned
+						if n++; n == at+1 {
+							kill()
 							<-ctx.Done()
-							n++
 							return io.EOF
 						}
-						n++
 					}
 					return nil
 				}
 				f.asRows = asTwoSets
 				db := open(t, ctxFake{f}, src, "forceKill=true")
-				rows, err := db.Query("select")
-				must(t, "query", err)
-				killed := false
-				stop := make(chan bool)
-				stopped := make(chan bool)
-				go func() {
-					defer close(stopped)
-					select {
-					case <-kill:
-						src.set("2")
-						killed = true
-						close(returned)
-					case <-stop:
-					}
-				}()
+				rows := query(t, db, "select")
 				reads, sets, step := 0, 1, 0
 				between := func() {
 					if !during && step == at {
-						src.set("2")
-						synctest.Wait()
-						killed = true
+						kill()
 					}
 					step++
 				}
@@ -982,9 +828,7 @@ func killsRows(t *testing.T) {
 						sets++
 					}
 				}
-				close(stop)
-				<-stopped
-				err = rows.Err()
+				err := rows.Err()
 				switch {
 				case killed:
 					if err == nil && reads == 4 && sets == 2 && !during {
@@ -1047,8 +891,7 @@ func TestKilledRowsColumns(t *testing.T) {
 		f.rowCount = 3
 		f.asRows = asTwoSets
 		db := open(t, ctxFake{f}, src, "forceKill=true")
-		rows, err := db.Query("select")
-		must(t, "query", err)
+		rows := query(t, db, "select")
 		rows.Next()
 		src.set("2")
 		synctest.Wait()
@@ -1079,8 +922,7 @@ func scansDuringCall(t *testing.T) {
 		f.rowCount = 3
 		db := open(t, ctxFake{f}, src, "forceKill=true")
 		tx := begin(t, db)
-		rows, err := tx.Query("select")
-		must(t, "query", err)
+		rows := query(t, tx, "select")
 		rows.Next()
 		o.armed.Store(true)
 		done := make(chan error, 1)
@@ -1113,8 +955,7 @@ func TestKilledRowsContext(t *testing.T) {
 		})
 		tx := begin(t, open(t, ctxFake{f}, src, "forceKill=true"))
 		defer tx.Rollback()
-		rows, err := tx.Query("select")
-		must(t, "query", err)
+		rows := query(t, tx, "select")
 		defer rows.Close()
 		must(t, "exec", insert(tx))
 		more := make(chan bool)
@@ -1286,7 +1127,7 @@ func awaitsStmtClose(t *testing.T) {
 // is a change, "begin 1 B" a transaction called 1, which has to be on B, "wait 10"
 // lets so many seconds pass, "lives 1", "dead 1" and "commit 1" say what becomes
 // of it, and "close" is DB.Close, which has to take no time. The value at first is
-// A, and forceKill=30s. A moment is a millisecond.
+// A, and forceKill=30s.
 func killsAtDeadline(t *testing.T) {
 	for _, row := range []struct{ name, story string }{
 		{"lives a moment before, is dead on time", "begin 1 A, set B, wait 29.999, lives 1, wait 0.001, dead 1"},
@@ -1399,24 +1240,4 @@ func TestNoKill(t *testing.T) {
 			must(t, "Commit", tx.Commit())
 		})
 	}
-}
-
-// TestKillLogs checks what operators see of a kill.
-func TestKillLogs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := collect(t)
-		f, src := newFake(t), newSource("S3CRET-1")
-		db := open(t, ctxFake{f}, src, "forceKill=true")
-		for range 2 {
-			tx := begin(t, db)
-			defer tx.Rollback()
-		}
-		src.set("S3CRET-2")
-		src.set("S3CRET-3") // nothing in use: nothing killed
-		synctest.Wait()
-		want(t, "kills logged", l.count("hotload: connections killed"), 1)
-		want(t, "kills logged in full", l.count("level=WARN", "hotload: connections killed", "generation=1", "killed=2", "path=/path"), 1)
-		want(t, "generations drained", l.count("hotload: generation drained"), 2)
-		want(t, "secrets", l.count("S3CRET"), 0)
-	})
 }

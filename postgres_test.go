@@ -173,31 +173,6 @@ func postgresFidelity(t *testing.T, server *pgserver.Server) {
 			}
 			p.tell(sum)
 		}},
-		{"column types", []string{
-			"n INT4 int32 0 false 0 0 false", "s VARCHAR string 12 true 0 0 false",
-			"d NUMERIC interface {} 0 false 10 2 true", "t TEXT string 9223372036854775807 true 0 0 false",
-		}, func(p *pgRun) {
-			rows, err := p.db.Query("SELECT 1 AS n, ''::varchar(12) AS s, 0::decimal(10, 2) AS d, ''::text AS t")
-			p.must(err)
-			defer rows.Close()
-			types, err := rows.ColumnTypes()
-			p.must(err)
-			for _, ct := range types {
-				length, hasLength := ct.Length()
-				precision, scale, hasPrecision := ct.DecimalSize()
-				p.tell(ct.Name(), ct.DatabaseTypeName(), ct.ScanType(), length, hasLength, precision, scale, hasPrecision)
-			}
-		}},
-		{"result sets", []string{"[1 2] [a] []"}, func(p *pgRun) {
-			rows, err := p.db.Query("SELECT generate_series(1, 2); SELECT 'a'; SELECT 1 WHERE false")
-			p.must(err)
-			defer rows.Close()
-			var sets []any
-			for more := true; more; more = rows.NextResultSet() {
-				sets = append(sets, p.scan(rows))
-			}
-			p.tell(sets...)
-		}},
 		{"notices, through Raw", []string{"hello"}, func(p *pgRun) {
 			conn := take(p.t, p.db)
 			handle := func(handler func(*pq.Error)) {
@@ -305,9 +280,7 @@ func postgresStorm(t *testing.T, server *pgserver.Server) {
 	must(t, "create table", err)
 	// connections counts the server's connections by value.
 	connections := func() (byValue map[string]int, sum int) {
-		rows, err := monitor.Query("select application_name, count(*) from pg_stat_activity" +
-			" where application_name ~ '^[0-9]+$' group by 1")
-		must(t, "operation", err)
+		rows := query(t, monitor, "select application_name, count(*) from pg_stat_activity where application_name ~ '^[0-9]+$' group by 1")
 		defer rows.Close()
 		byValue = make(map[string]int)
 		for rows.Next() {

@@ -53,8 +53,7 @@ func TestInUse(t *testing.T) {
 	}{
 		{"statement", func(t *testing.T, db *sql.DB, _ func()) { must(t, "exec", insert(db)) }}, // the fake calls change
 		{"rows", func(t *testing.T, db *sql.DB, change func()) {
-			rows, err := db.Query("ask")
-			must(t, "query", err)
+			rows := query(t, db, "ask")
 			defer rows.Close()
 			n, value := 0, ""
 			for ; rows.Next(); n++ {
@@ -80,9 +79,7 @@ func TestInUse(t *testing.T) {
 			want(t, "value", ask(t, conn), "0")
 			stmt := prepare(t, conn, "ask")
 			change()
-			var value string
-			must(t, "query", stmt.QueryRow().Scan(&value))
-			want(t, "value", value, "0")
+			want(t, "value", ask(t, prepared{stmt}), "0")
 			must(t, "Stmt.Close", stmt.Close())
 			must(t, "Conn.Close", conn.Close())
 		}},
@@ -286,7 +283,7 @@ func TestOldCloseError(t *testing.T) {
 	for _, options := range []string{"", "forceKill=true"} {
 		for _, use := range []string{"idle", "in use", "in use, under a layer without IsValid"} {
 			bubble(t, options+","+use, func(t *testing.T) {
-				v := &variant{conn: func(c *recConn) driver.Conn { return c }, fails: map[string]error{"Close": errDriver}}
+				v := &variant{conn: func(c *recConn) driver.Conn { return modern(c) }, fails: map[string]error{"Close": errDriver}}
 				src := newSource("1")
 				pool := open
 				if strings.Contains(use, "layer") {

@@ -19,12 +19,9 @@ func TestStatement(t *testing.T) {
 		stmt := prepare(t, open(t, newFake(t), src, ""), "ask ? ?")
 		for n := 2; n < 5; n++ {
 			src.set(strconv.Itoa(n))
-			var value string
-			must(t, "query", stmt.QueryRow(special{"a"}, 1).Scan(&value))
-			want(t, "value", value, strconv.Itoa(n))
+			want(t, "value", ask(t, prepared{stmt}, special{"a"}, 1), strconv.Itoa(n))
 			src.set(strconv.Itoa(-n))
-			err := stmt.QueryRow(special{"a"}).Scan(&value)
-			want(t, "error", fmt.Sprint(err), "sql: expected 2 arguments, got 1")
+			mustSay(t, "query", stmt.QueryRow(special{"a"}).Scan(new(string)), "sql: expected 2 arguments, got 1")
 		}
 		must(t, "Stmt.Close", stmt.Close())
 	})
@@ -130,9 +127,7 @@ func TestSlowStmtClose(t *testing.T) {
 					start := time.Now()
 					use := func() {
 						for _, stmt := range stmts {
-							var value string
-							must(t, "query", stmt.QueryRow().Scan(&value))
-							want(t, "value", value, "2")
+							want(t, "value", ask(t, prepared{stmt}), "2")
 						}
 					}
 					use()
