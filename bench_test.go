@@ -15,36 +15,70 @@ import (
 	"time"
 
 	"github.com/infobloxopen/hotload/internal/pgserver"
-	"github.com/lib/pq"
 )
 
-// A nop is a driver that does nothing, so that what is measured is database/sql
-// and hotload.
-type nop struct{}
+// A nop is a driver that does nothing but know its value and count its
+// connections, so that what is measured is database/sql and hotload.
+type nop struct {
+	value string
+	open  *atomic.Int64
+	one   chan bool // receives when a Close has left one
+}
 
-type nopConn struct{}
+type nopConn struct{ d nop }
 
-func (nop) Open(string) (driver.Conn, error)               { return &nopConn{}, nil }
-func (nop) OpenConnector(string) (driver.Connector, error) { return nop{}, nil }
-func (nop) Connect(context.Context) (driver.Conn, error)   { return &nopConn{}, nil }
-func (nop) Driver() driver.Driver                          { return nop{} }
-func (*nopConn) Close() error                              { return nil }
-func (*nopConn) Begin() (driver.Tx, error)                 { return nopTx{}, nil }
-func (*nopConn) Prepare(string) (driver.Stmt, error)       { return nopStmt{}, nil }
-func (*nopConn) ResetSession(context.Context) error        { return nil }
-func (*nopConn) IsValid() bool                             { return true }
-func (*nopConn) CheckNamedValue(*driver.NamedValue) error  { return nil }
-func (*nopConn) Ping(context.Context) error                { return nil }
-func (c *nopConn) PrepareContext(context.Context, string) (driver.Stmt, error) {
+func newNop() nop { return nop{"0", new(atomic.Int64), make(chan bool, 1)} }
+
+func (d nop) OpenConnector(value string) (driver.Connector, error) {
+	d.value = value
+	return d, nil
+}
+
+func (d nop) Connect(context.Context) (driver.Conn, error) { return d.Open(d.value) }
+func (d nop) Driver() driver.Driver                        { return d }
+
+func (d nop) Open(value string) (driver.Conn, error) {
+	d.value = value
+	d.open.Add(1)
+	return &nopConn{d}, nil
+}
+
+func (c *nopConn) Close() error {
+	if c.d.open.Add(-1) == 1 {
+		select {
+		case c.d.one <- true:
+		default:
+		}
+	}
+	return nil
+}
+
+func (*nopConn) Begin() (driver.Tx, error)                { return nopTx{}, nil }
+func (*nopConn) Prepare(string) (driver.Stmt, error)      { return nopStmt{}, nil }
+func (*nopConn) ResetSession(context.Context) error       { return nil }
+func (*nopConn) IsValid() bool                            { return true }
+func (*nopConn) CheckNamedValue(*driver.NamedValue) error { return nil }
+func (*nopConn) Ping(context.Context) error               { return nil }
+
+func (*nopConn) PrepareContext(context.Context, string) (driver.Stmt, error) {
 	return nopStmt{}, nil
 }
+
 func (*nopConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) { return nopTx{}, nil }
-func (*nopConn) ExecContext(context.Context, string, []driver.NamedValue) (driver.Result, error) {
-	return driver.ResultNoRows, nil
+
+func (c *nopConn) ExecContext(context.Context, string, []driver.NamedValue) (driver.Result, error) {
+	return nopResult{&c.d}, nil
 }
+
 func (*nopConn) QueryContext(context.Context, string, []driver.NamedValue) (driver.Rows, error) {
 	return &nopRows{}, nil
 }
+
+// A nopResult is the value that it came about on.
+type nopResult struct{ d *nop }
+
+func (r nopResult) LastInsertId() (int64, error) { return strconv.ParseInt(r.d.value, 10, 64) }
+func (r nopResult) RowsAffected() (int64, error) { return 1, nil }
 
 type nopTx struct{}
 
@@ -121,9 +155,9 @@ var modes = []string{"direct", "graceful", "forceKill"}
 // openNop opens a sql.DB on a nop.
 func openNop(b testing.TB, mode string) *sql.DB {
 	if mode == "direct" {
-		return sql.OpenDB(nop{})
+		return sql.OpenDB(newNop())
 	}
-	db := open(b, nop{}, newSource("1"), "forceKill="+strconv.FormatBool(mode == "forceKill"))
+	db := open(b, newNop(), newSource("1"), "forceKill="+strconv.FormatBool(mode == "forceKill"))
 	db.SetMaxIdleConns(16)
 	return db
 }
@@ -153,18 +187,12 @@ func TestAllocations(t *testing.T) {
 			for _, mode := range modes {
 				db := openNop(t, mode)
 				defer db.Close()
-				stmt, err := db.Prepare("insert")
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer stmt.Close()
+				stmt := prepare(t, db, "insert")
 				for range 50 { // the runtime allocates too, now and then: the least counts
 					var before, after runtime.MemStats
 					runtime.ReadMemStats(&before)
 					for range n {
-						if err := op.run(db, stmt); err != nil {
-							t.Fatal(err)
-						}
+						must(t, op.name, op.run(db, stmt))
 					}
 					runtime.ReadMemStats(&after)
 					now := float64((after.Mallocs - before.Mallocs) / n)
@@ -182,123 +210,65 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// BenchmarkOperation measures operations on a driver that does nothing, used
-// directly and through hotload.
-func BenchmarkOperation(b *testing.B) {
-	for _, op := range operations {
-		for _, mode := range modes {
-			b.Run(op.name+"/"+mode, func(b *testing.B) {
-				db := openNop(b, mode)
-				defer db.Close()
-				stmt, err := db.Prepare("insert")
-				if err != nil {
-					b.Fatal(err)
-				}
-				defer stmt.Close()
-				b.ReportAllocs()
-				for b.Loop() {
-					if err := op.run(db, stmt); err != nil {
-						b.Fatal(err)
-					}
-				}
-			})
-		}
-	}
-}
-
-// BenchmarkRatio measures the same in small batches, by turns, and reports the
-// ratios of the quickest: they hold on a machine that does other things too.
-// Each iteration is a batch.
+// BenchmarkRatio measures operations on a driver that does nothing, used directly
+// and through hotload.
 func BenchmarkRatio(b *testing.B) {
-	const batch = 500
 	for _, op := range operations {
 		for _, how := range []string{"serial", "parallel"} {
 			b.Run(op.name+"/"+how, func(b *testing.B) {
-				best := make([]time.Duration, len(modes))
-				var runs []func()
-				for i, mode := range modes {
-					best[i] = time.Hour
-					db := openNop(b, mode)
-					defer db.Close()
-					stmt, err := db.Prepare("insert")
-					if err != nil {
-						b.Fatal(err)
-					}
-					defer stmt.Close()
-					runs = append(runs, func() {
-						if err := op.run(db, stmt); err != nil {
-							b.Error(err)
-						}
-					})
-				}
-				for b.Loop() {
-					for i, run := range runs {
-						began := time.Now()
-						if how == "parallel" {
-							inParallel(batch, run)
-						} else {
-							for range batch {
-								run()
-							}
-						}
-						best[i] = min(best[i], time.Since(began))
-					}
-				}
-				for i, mode := range modes[1:] {
-					b.ReportMetric(float64(best[i+1])/float64(best[0]), mode+"/direct")
-				}
-				b.ReportMetric(float64(best[0].Nanoseconds())/batch, "direct-ns")
-				b.ReportMetric(0, "ns/op")
+				ratio(b, 500, how == "parallel", openNop, op.run)
 			})
 		}
 	}
 }
 
-// A tally is a driver that does nothing but know its value and count its
-// connections.
-type tally struct {
-	value string
-	open  *atomic.Int64
-	one   chan bool // receives when a Close has left one
+// BenchmarkPostgres measures queries on a PostgreSQL server, over its Unix
+// socket, in the same way.
+func BenchmarkPostgres(b *testing.B) {
+	server := pgserver.ForTest(b, pgserver.Options{Name: "bench"})
+	ratio(b, 50, false, func(t testing.TB, mode string) *sql.DB {
+		return openPostgres(t, server.SuperSocketDSN(), mode)
+	}, func(db *sql.DB, _ *sql.Stmt) error {
+		return db.QueryRow("select $1::int", 1).Scan(new(int))
+	})
 }
 
-func newTally() tally { return tally{"0", new(atomic.Int64), make(chan bool, 1)} }
-
-type tallyConn struct {
-	nopConn
-	c tally
-}
-
-func (c tally) Open(value string) (driver.Conn, error) {
-	c.open.Add(1)
-	return &tallyConn{c: tally{value, c.open, c.one}}, nil
-}
-
-func (c tally) OpenConnector(value string) (driver.Connector, error) {
-	return tally{value, c.open, c.one}, nil
-}
-func (c tally) Connect(context.Context) (driver.Conn, error) { return c.Open(c.value) }
-func (c tally) Driver() driver.Driver                        { return c }
-
-func (c *tallyConn) Close() error {
-	if c.c.open.Add(-1) == 1 {
-		select {
-		case c.c.one <- true:
-		default:
+// ratio measures in small batches, by turns, and reports the ratios of the
+// quickest: they hold on a machine that does other things too. Each iteration is
+// a batch.
+func ratio(b *testing.B, batch int, parallel bool, open func(t testing.TB, mode string) *sql.DB, run func(db *sql.DB, stmt *sql.Stmt) error) {
+	best := make([]time.Duration, len(modes))
+	var runs []func()
+	for i, mode := range modes {
+		best[i] = time.Hour
+		db := open(b, mode)
+		defer db.Close()
+		stmt := prepare(b, db, "select 1")
+		runs = append(runs, func() {
+			if err := run(db, stmt); err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	for b.Loop() {
+		for i, run := range runs {
+			began := time.Now()
+			if parallel {
+				inParallel(batch, run)
+			} else {
+				for range batch {
+					run()
+				}
+			}
+			best[i] = min(best[i], time.Since(began))
 		}
 	}
-	return nil
+	for i, mode := range modes[1:] {
+		b.ReportMetric(float64(best[i+1])/float64(best[0]), mode+"/direct")
+	}
+	b.ReportMetric(float64(best[0].Nanoseconds())/float64(batch), "direct-ns")
+	b.ReportMetric(0, "ns/op")
 }
-
-func (c *tallyConn) ExecContext(context.Context, string, []driver.NamedValue) (driver.Result, error) {
-	return tallyResult(c.c.value), nil
-}
-
-// A tallyResult is the value that it came about on.
-type tallyResult string
-
-func (r tallyResult) LastInsertId() (int64, error) { return strconv.ParseInt(string(r), 10, 64) }
-func (r tallyResult) RowsAffected() (int64, error) { return 1, nil }
 
 // fill makes a pool hold so many idle connections.
 func fill(t testing.TB, db *sql.DB, idle int) {
@@ -306,12 +276,9 @@ func fill(t testing.TB, db *sql.DB, idle int) {
 	conns := make([]*sql.Conn, idle)
 	for i := range conns {
 		var err error
-		if conns[i], err = db.Conn(context.Background()); err == nil {
-			_, err = conns[i].ExecContext(context.Background(), "insert")
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		conns[i], err = db.Conn(context.Background())
+		must(t, "conn", err)
+		must(t, "exec", insert(conns[i]))
 	}
 	for _, conn := range conns {
 		conn.Close()
@@ -325,7 +292,7 @@ func BenchmarkChange(b *testing.B) {
 	for _, idle := range []int{1, 100, 1000, 10000} {
 		for _, mode := range []string{"hotload", "reopen"} {
 			b.Run(fmt.Sprintf("idle=%d/%s", idle, mode), func(b *testing.B) {
-				d := newTally()
+				d := newNop()
 				var db *sql.DB
 				var change func(value string)
 				if mode == "hotload" {
@@ -356,9 +323,7 @@ func BenchmarkChange(b *testing.B) {
 					change(strconv.Itoa(n))
 					for on := int64(0); on != int64(n); {
 						res, err := db.Exec("insert")
-						if err != nil {
-							b.Fatal(err)
-						}
+						must(b, "exec", err)
 						on, _ = res.LastInsertId()
 						runtime.Gosched() // others have work too, among them who puts the value in force
 					}
@@ -389,16 +354,14 @@ func BenchmarkMemory(b *testing.B) {
 		runtime.ReadMemStats(&m)
 		return float64(m.HeapAlloc + m.StackInuse)
 	}
-	dsn := register(newTally(), newSource("0"))
+	dsn := register(newNop(), newSource("0"))
 	for _, mode := range modes {
 		open := func() *sql.DB {
 			if mode == "direct" {
-				return sql.OpenDB(newTally())
+				return sql.OpenDB(newNop())
 			}
 			db, err := sql.Open("hotload", dsn+"?forceKill="+strconv.FormatBool(mode == "forceKill"))
-			if err != nil {
-				b.Fatal(err)
-			}
+			must(b, "open", err)
 			return db
 		}
 		b.Run("connection/"+mode, func(b *testing.B) {
@@ -428,43 +391,4 @@ func BenchmarkMemory(b *testing.B) {
 			b.ReportMetric(0, "ns/op")
 		})
 	}
-}
-
-// BenchmarkPostgres measures queries on a PostgreSQL server, over its Unix
-// socket, as BenchmarkRatio does.
-func BenchmarkPostgres(b *testing.B) {
-	const batch = 50
-	server := pgserver.ForTest(b, pgserver.Options{Name: "bench"})
-	value := server.SuperSocketDSN()
-	best := make([]time.Duration, len(modes))
-	dbs := make([]*sql.DB, len(modes))
-	for i, mode := range modes {
-		best[i] = time.Hour
-		if mode == "direct" {
-			var err error
-			if dbs[i], err = sql.Open("postgres", value); err != nil {
-				b.Fatal(err)
-			}
-			defer dbs[i].Close()
-		} else {
-			dbs[i] = open(b, pq.Driver{}, newSource(value), "forceKill="+strconv.FormatBool(mode == "forceKill"))
-		}
-	}
-	for b.Loop() {
-		for i, db := range dbs {
-			began := time.Now()
-			for range batch {
-				var n int
-				if err := db.QueryRow("select $1::int", 1).Scan(&n); err != nil {
-					b.Fatal(err)
-				}
-			}
-			best[i] = min(best[i], time.Since(began))
-		}
-	}
-	for i, mode := range modes[1:] {
-		b.ReportMetric(float64(best[i+1])/float64(best[0]), mode+"/direct")
-	}
-	b.ReportMetric(float64(best[0].Nanoseconds())/batch, "direct-ns")
-	b.ReportMetric(0, "ns/op")
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -17,33 +18,37 @@ import (
 )
 
 // patience is how long hotload waits for what ought to be quick and cannot be
-// hurried: a driver's Close, and drivers and strategies whose context ended.
+// hurried: a driver's Close, and a driver or a strategy whose context has ended.
 const patience = time.Second
 
 // A connector is the driver.Connector of one sql.DB: its watch, and the
 // generation that new connections belong to.
 //
-// A killer's mutex may be taken under its generation's; those and connector's
-// are else leaves: under none of them is another one taken, a strategy, a driver
-// or a logger called.
+// A value from the strategy becomes a candidate, a generation that is not in
+// force yet (offer). A goroutine of its own tries it until it is good (prove)
+// and puts it in force (publish). A newer value takes the candidate's place.
+//
+// No lock of this package is held while another one is taken, or while a
+// strategy, a driver, a context or a logger is called.
 type connector struct {
 	dsn
 	strategy Strategy
 	driver   driver.Driver
 
-	ctx  context.Context // of the watch, and of all else in the background
+	ctx  context.Context // of the watch and of what waits in the background; ended by Close
 	stop context.CancelFunc
 
-	gen     atomic.Pointer[generation] // in force; nil until a first value is accepted
-	running atomic.Int64               // goroutines in the background, which Close waits for
+	current atomic.Pointer[generation] // in force; nil until a first value is
+	running atomic.Int64               // goroutines that Close waits for
+	proving chan struct{}              // holds one element while a candidate is being tried
 
-	mu      sync.Mutex    // guards the following fields, and changes of gen
-	leaving []*serverConn // closing, and counted by no pool
-	closed  bool
-	first   *firstWatch // nil before the first connect and after a first Watch that failed
-	next    *generation // that is to be put in force, and may have to prove itself first; nil if there is none
+	mu        sync.Mutex // guards the following fields, and changes of current
+	closed    bool
+	first     *firstWatch   // nil before the first connect, and after a first Watch that failed
+	candidate *generation   // that is to be put in force; nil if there is none
+	uncounted []*serverConn // closing, though database/sql counts them no more
 
-	refused string // what was refused last, and why; used by run alone
+	blank bool // the last value was refused as blank; used by watch alone
 }
 
 var (
@@ -52,7 +57,7 @@ var (
 )
 
 func newConnector(d dsn, strategy Strategy, drv driver.Driver) *connector {
-	c := &connector{dsn: d, strategy: strategy, driver: drv}
+	c := &connector{dsn: d, strategy: strategy, driver: drv, proving: make(chan struct{}, 1)}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	return c
 }
@@ -66,72 +71,76 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newConn(c, s, false), nil
+	return newConn(ctx, c, s, false), nil
 }
 
 func (c *connector) connect(ctx context.Context) (*serverConn, error) {
 	if err := c.start(ctx); err != nil {
 		return nil, err
 	}
-	// A pool whose connections are slow to close must not exceed its
-	// MaxOpenConns on the server: wait for one that it no longer counts.
+	// A pool whose connections are slow to close must not exceed MaxOpenConns on
+	// the server. Each connection that is closing has left room for one new one,
+	// so this one waits for the oldest, and the next for another.
 	c.mu.Lock()
-	leaving := c.stillLeaving(nil)
-	if len(leaving) > 0 {
-		c.leaving = leaving[1:]
+	c.pruneLocked()
+	var oldest *serverConn
+	if len(c.uncounted) > 0 {
+		oldest, c.uncounted = c.uncounted[0], c.uncounted[1:]
 	}
 	c.mu.Unlock()
-	if len(leaving) > 0 {
-		leaving[0].awaitClosed(ctx)
+	if oldest != nil {
+		oldest.awaitClosed(ctx)
 	}
 	return c.dial(ctx)
 }
 
-// stillLeaving returns those that are, and s; mu is held.
-func (c *connector) stillLeaving(s *serverConn) []*serverConn {
-	if s != nil {
-		c.leaving = append(c.leaving, s)
-	}
-	c.leaving = slices.DeleteFunc(c.leaving, (*serverConn).isGone)
-	return c.leaving
+// pruneLocked removes what has closed from uncounted, which may then be read.
+func (c *connector) pruneLocked() {
+	c.uncounted = slices.DeleteFunc(c.uncounted, (*serverConn).isClosed)
 }
 
 // dial opens a server connection with the value in force. When that is
-// replaced meanwhile, it leaves the dial and makes another.
+// superseded meanwhile, it leaves the dial and makes another.
 func (c *connector) dial(ctx context.Context) (*serverConn, error) {
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		g := c.gen.Load()
+		g := c.current.Load()
 		s, err := g.dial(ctx)
-		if g == c.gen.Load() {
+		if g == c.current.Load() {
 			return s, err
 		}
-		if err == nil { // late: the generation was swept without it
-			s.retire()
+		if err == nil {
+			// The connection may have come after the sweep of its generation, which
+			// then has missed it. Whoever is second to retire it does nothing.
+			s.retireIdle()
 			s.awaitClosed(ctx)
 		}
 	}
 }
 
 // Close ends the watch. Connections that are checked out work on.
+//
+// It takes at most patience for what is in the background (the watch, tries of
+// a candidate, the closing of connections), and half of it for the driver's
+// connector. What takes longer goes on without it.
 func (c *connector) Close() error {
 	c.mu.Lock()
-	again, next := c.closed, c.next
-	c.closed, c.next = true, nil
+	again := c.closed
+	c.closed = true
 	c.mu.Unlock()
 	if again {
 		return nil
 	}
 	c.stop()
-	if next != nil {
-		next.drop()
-	}
-	g := c.gen.Load()
+	c.setCandidate(nil)
+	g := c.current.Load()
 	if g != nil {
-		g.abandonAll()
+		g.abandonSpares()
 	}
+	// Not a WaitGroup: connections are returned, and close, while this waits and
+	// later, and its Add must not race with its Wait.
 	for end := time.Now().Add(patience); c.running.Load() > 0 && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
@@ -162,18 +171,29 @@ func (c *connector) logger() *slog.Logger {
 	return slog.With("strategy", c.strategyName, "driver", c.driverName, "path", c.path)
 }
 
-// A firstWatch is what the callers of a first connect wait for: the outcome of
-// the first call of Strategy.Watch, which they share.
+// A firstWatch is what the callers of a first connect wait for and share: the
+// first call of Strategy.Watch, and what became of its value.
 type firstWatch struct {
-	ready chan struct{} // closed when the first value was taken up, or Watch failed
-	err   error         // why no value is in force; guarded by connector.mu
+	ready chan struct{} // closed when a value is in force, or there is a reason why none is
+	err   error         // that reason; guarded by connector.mu
+}
+
+// settleLocked tells those who wait for a first value what became of it. A
+// later outcome replaces the reason; once a value is in force nobody asks.
+func (w *firstWatch) settleLocked(err error) {
+	w.err = err
+	select {
+	case <-w.ready:
+	default:
+		close(w.ready)
+	}
 }
 
 // start makes sure that a value is in force: it starts the watch unless there
 // is one, and waits for the first value. Callers share the watch, each with a
 // deadline of its own.
 func (c *connector) start(ctx context.Context) error {
-	if c.gen.Load() != nil {
+	if c.current.Load() != nil {
 		return nil
 	}
 	if c.strategy == nil {
@@ -183,7 +203,7 @@ func (c *connector) start(ctx context.Context) error {
 	if c.first == nil && !c.closed {
 		w := &firstWatch{ready: make(chan struct{})}
 		c.first = w
-		c.inBackground(func() { c.run(w) })
+		c.inBackground(func() { c.watch(w) })
 	}
 	w := c.first
 	c.mu.Unlock()
@@ -199,13 +219,10 @@ func (c *connector) start(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.gen.Load() != nil:
-		return nil
-	case w.err != nil:
+	if c.current.Load() == nil {
 		return w.err
 	}
-	return errClosed // before the first value could be put in force
+	return nil
 }
 
 // The pause before Watch is called again doubles from the least to the most.
@@ -216,31 +233,29 @@ const (
 	mostWatchPause  = 30 * time.Second
 )
 
-// run watches until the connector is closed. It ends early if the very first
-// Watch fails: then the next connect starts another.
-func (c *connector) run(w *firstWatch) {
+// watch calls Strategy.Watch, again and again, until the connector is closed.
+// It ends early if the very first call fails: then the next connect starts
+// another.
+func (c *connector) watch(w *firstWatch) {
 	pause := leastWatchPause
 	lost := "" // what was logged of the loss of the watch
 	for first := true; ; first = false {
-		options, _ := url.ParseQuery(c.options.Encode()) // a copy: a strategy that breaks S-15 spoils no later Watch
+		options, _ := url.ParseQuery(c.options.Encode()) // a copy, which the strategy may change
 		value, values, err := c.strategy.Watch(c.ctx, c.path, options)
-		began := time.Now()
-		switch {
-		case err != nil && first:
+		if err != nil && first {
 			c.mu.Lock()
-			c.first, w.err = nil, err
+			c.first = nil
+			w.settleLocked(err)
 			c.mu.Unlock()
-			close(w.ready)
 			return
-		case err == nil:
+		}
+		if err == nil {
 			if !first {
 				lost = ""
 				c.logger().Info("hotload: watch regained")
 			}
+			began := time.Now()
 			c.offer(value)
-			if first {
-				close(w.ready)
-			}
 			c.follow(values)
 			if time.Since(began) > mostWatchPause {
 				pause = leastWatchPause
@@ -274,9 +289,7 @@ func (c *connector) follow(values <-chan string) {
 			if !ok {
 				return
 			}
-			if limit == nil {
-				c.offer(value)
-			}
+			c.offer(value) // after Close it does nothing
 		case <-done:
 			done, limit = nil, time.After(patience)
 		case <-limit:
@@ -285,113 +298,206 @@ func (c *connector) follow(values <-chan string) {
 	}
 }
 
-// offer takes up a value from the strategy: it is put in force, has to prove
-// itself first, is refused, or is no change.
+// offer takes up a value from the strategy. Unless it has to prove itself, it
+// is in force or refused when offer returns, so that values come into force in
+// the strategy's order. A driver that hangs holds up the next value for no
+// longer than patience.
 func (c *connector) offer(value string) {
-	c.mu.Lock()
-	cur, next := c.gen.Load(), c.next
-	same := cur != nil && cur.value == value
-	if same {
-		c.next = nil
-	}
-	c.mu.Unlock()
-	if !same && next != nil && next.value == value {
+	if strings.TrimSpace(value) == "" {
+		if !c.blank {
+			c.logger().Warn("hotload: value refused", "reason", "empty")
+		}
+		c.blank = true
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.first.settleLocked(fmt.Errorf("hotload: strategy %q delivered an empty or blank connection string for path %q, want one for driver %q",
+			c.strategyName, c.path, c.driverName))
 		return
 	}
-	var g *generation
-	if !same {
-		var err error
-		g, err = c.newGeneration(value)
-		c.mu.Lock()
-		if err != nil {
-			c.first.err = err
-			c.mu.Unlock()
-			return
-		}
-		if c.closed {
-			c.mu.Unlock()
-			g.drop()
-			return
-		}
-		next, c.next = c.next, g
-		c.mu.Unlock()
+	c.blank = false
+	g := newGeneration(c, value)
+	if !c.setCandidate(g) {
+		return
 	}
-	c.refused = ""
-	if next != nil {
-		next.drop()
+	tried, told := context.WithCancel(context.Background())
+	c.inBackground(func() { c.prove(g, told) })
+	if c.probe && c.current.Load() != nil {
+		return
 	}
+	select {
+	case <-tried.Done():
+	case <-c.ctx.Done():
+	case <-time.After(patience):
+	}
+}
+
+// setCandidate replaces the candidate and reports whether g is it now. It is
+// not if its value is tried already or in force, or the connector is closed.
+// Only here does a candidate come in, so that none can after Close, which
+// nobody would end.
+func (c *connector) setCandidate(g *generation) bool {
+	c.mu.Lock()
+	old, current := c.candidate, c.current.Load()
 	switch {
-	case same:
-	case cur != nil && c.probe:
-		c.inBackground(func() { c.prove(g) })
-	default:
-		c.publish(g)
+	case c.closed:
+		g = nil
+	case old != nil && old.value == g.value:
+		c.mu.Unlock()
+		return false
+	case current != nil && current.value == g.value:
+		g = nil
 	}
+	c.candidate = g
+	c.mu.Unlock()
+	if old != nil {
+		old.discard()
+	}
+	return g != nil
 }
 
-// newGeneration makes a generation of a value, unless the value is refused.
-func (c *connector) newGeneration(value string) (*generation, error) {
-	if strings.TrimSpace(value) == "" {
-		c.refuse("", "empty", nil)
-		return nil, fmt.Errorf("hotload: strategy %q delivered an empty or blank connection string for path %q", c.strategyName, c.path)
+// A try takes tryLimit at most, unless the driver ignores its context or has
+// none.
+const tryLimit = 10 * time.Second
+
+// prove tries a candidate until it is good, and then puts it in force. It ends
+// when another value takes its place. It calls tried after the first try.
+//
+// Only one candidate is tried at a time, and only once at a time: a host that
+// hangs has no more than one dial of ours.
+func (c *connector) prove(g *generation, tried func()) {
+	defer tried()
+	select {
+	case c.proving <- struct{}{}:
+		defer func() { <-c.proving }()
+	case <-g.ctx.Done():
+		return
 	}
-	g := &generation{c: c, value: value, refs: 1}
-	if d, ok := c.driver.(driver.DriverContext); ok {
-		err := safely(func() (err error) {
-			g.connector, err = d.OpenConnector(value)
-			return err
-		})
-		if err != nil {
-			c.refuse(value, "driver", err)
-			return nil, &hiddenError{fmt.Sprintf("hotload: driver %q refused the connection string that strategy %q delivered for path %q, "+
-				"with an error of type %T (unwrap it for its text, which may quote the string)", c.driverName, c.strategyName, c.path, err), err}
+	logged := make(map[string]bool) // the reasons
+	for pauses := newPauses(); ; {
+		err := c.awaitTry(g, logged)
+		if g.ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			c.publish(g)
+			return
+		}
+		c.refuse(g, err, logged)
+		tried()
+		select {
+		case <-time.After(pauses.next(err)):
+		case <-g.ctx.Done():
+			return
 		}
 	}
-	g.ctx, g.end = context.WithCancel(context.Background())
-	return g, nil
 }
 
-// publish puts a generation in force and retires the one before it. It drops
-// the generation if it was overtaken by another value, or by Close.
+// awaitTry makes one try. One that takes too long is told of and waited for all
+// the same. One whose candidate was replaced is left after patience: else a new
+// value would wait for a host that nobody means any more.
+func (c *connector) awaitTry(g *generation, logged map[string]bool) error {
+	result := make(chan error, 1)
+	go func() { result <- safely(g.try) }()
+	late, replaced, left := time.After(tryLimit+patience), g.ctx.Done(), (<-chan time.Time)(nil)
+	for {
+		select {
+		case err := <-result:
+			return err
+		case <-late:
+			c.refuse(g, context.DeadlineExceeded, logged)
+		case <-replaced:
+			replaced, left = nil, time.After(patience)
+		case <-left:
+			return g.ctx.Err()
+		}
+	}
+}
+
+// refuse logs why a candidate is not in force, once for each reason, and tells
+// those who wait for a first value.
+func (c *connector) refuse(g *generation, err error, logged map[string]bool) {
+	reason, cause := "probe", err
+	if r, ok := err.(*refusedError); ok {
+		reason, cause = "driver", r.err
+	}
+	attrs := slices.Concat([]any{"reason", reason}, describe(cause))
+	if what := fmt.Sprint(attrs...); !logged[what] {
+		logged[what] = true
+		c.logger().Warn("hotload: value refused", attrs...)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.first.settleLocked(err)
+}
+
+// pauses are the times between the tries of one candidate. Servers lock an
+// account after a few wrong passwords, so an answer that denies is followed by
+// the pauses of denied. What says that the server cannot be reached yet, or
+// that the driver cannot read the value yet, is tried again within seconds.
+type pauses struct {
+	denied []time.Duration
+	soon   time.Duration
+}
+
+func newPauses() *pauses {
+	return &pauses{[]time.Duration{2 * time.Second, 10 * time.Second, time.Minute, 5 * time.Minute}, 250 * time.Millisecond}
+}
+
+func (p *pauses) next(err error) (pause time.Duration) {
+	if _, ok := err.(*refusedError); ok || unreachable(err) {
+		pause, p.soon = p.soon, min(2*p.soon, 5*time.Second)
+		return pause
+	}
+	if pause = p.denied[0]; len(p.denied) > 1 {
+		p.denied = p.denied[1:]
+	}
+	return pause
+}
+
+// unreachable reports whether an error says that a server cannot be reached, or
+// not yet, and no more than that. A SQLSTATE decides, where there is one: it is
+// a server's answer.
+func unreachable(err error) bool {
+	if state := sqlState(err); state != "" {
+		class := state[:2] // connection exception, insufficient resources, operator intervention
+		return class == "08" || class == "53" || class == "57"
+	}
+	var network net.Error // contexts' DeadlineExceeded is one
+	var errno syscall.Errno
+	return errors.As(err, &network) || errors.As(err, &errno) || errors.Is(err, context.Canceled)
+}
+
+// publish puts a candidate in force and retires the generation before it. It
+// does nothing if the candidate has been replaced: who did that has discarded
+// it.
 func (c *connector) publish(g *generation) {
 	c.mu.Lock()
-	if c.next != g {
+	if c.candidate != g {
 		c.mu.Unlock()
-		return // who overtook it has retired it
-	}
-	c.next = nil
-	if c.closed {
-		c.mu.Unlock()
-		g.drop()
 		return
 	}
-	old := c.gen.Load()
+	c.candidate = nil
+	old := c.current.Load()
 	if g.number = 1; old != nil {
 		g.number = old.number + 1
 	}
-	c.gen.Store(g)
+	// First the new value, then the sweep of the old connections: see server.go.
+	c.current.Store(g)
+	c.first.settleLocked(nil)
 	c.mu.Unlock()
 
 	closed, inUse := 0, 0
 	if old != nil {
-		closed, inUse = old.retire()
+		closed, inUse = old.supersede()
 	}
 	c.logger().Info("hotload: value accepted", "generation", g.number, "closed", closed, "in_use", inUse)
-	if old != nil {
-		if c.forceKill {
-			c.kill(old)
-		}
-		old.release(nil)
+	if old == nil {
+		return
 	}
-}
-
-// refuse logs that a value is refused, once if it comes again.
-func (c *connector) refuse(value, reason string, err error) {
-	what := reason + " " + value
-	if c.refused != what {
-		c.refused = what
-		c.logger().Warn("hotload: value refused", slices.Concat([]any{"reason", reason}, describe(err))...)
+	if c.forceKill {
+		c.kill(old)
 	}
+	old.release(nil)
 }
 
 // describe returns what may be logged of an error of a driver or a strategy,
@@ -401,12 +507,8 @@ func describe(err error) (attrs []any) {
 		return nil
 	}
 	attrs = append(attrs, "error_type", fmt.Sprintf("%T", err))
-	var state interface{ SQLState() string }
-	if errors.As(err, &state) {
-		// A driver could return any text.
-		if code := state.SQLState(); len(code) == 5 && strings.Trim(code, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
-			attrs = append(attrs, "sqlstate", code)
-		}
+	if state := sqlState(err); state != "" {
+		attrs = append(attrs, "sqlstate", state)
 	}
 	var errno syscall.Errno
 	if errors.As(err, &errno) {
@@ -415,30 +517,24 @@ func describe(err error) (attrs []any) {
 	return attrs
 }
 
-// A hiddenError does not tell the text of the error that it is about, which may
-// quote the connection string.
-type hiddenError struct {
+// sqlState returns the error's SQLSTATE, or "" if there is none. A driver could
+// return any text: what does not look like one may be a secret.
+func sqlState(err error) string {
+	var e interface{ SQLState() string }
+	if errors.As(err, &e) {
+		if state := e.SQLState(); len(state) == 5 && strings.Trim(state, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
+			return state
+		}
+	}
+	return ""
+}
+
+// A refusedError says that the driver's OpenConnector refused a value. It does
+// not tell the text of the driver's error, which may quote the value.
+type refusedError struct {
 	text string
 	err  error
 }
 
-func (e *hiddenError) Error() string { return e.text }
-func (e *hiddenError) Unwrap() error { return e.err }
-
-// A driverPanic is a panic of the driver in a goroutine of hotload's, where it
-// would end the program. Its text does not quote what may hold the secret.
-type driverPanic struct{ value any }
-
-func (p *driverPanic) Error() string {
-	return fmt.Sprintf("hotload: the driver panicked with a %T", p.value)
-}
-
-// safely calls the driver, and makes an error of its panic.
-func safely(f func() error) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = &driverPanic{v}
-		}
-	}()
-	return f()
-}
+func (e *refusedError) Error() string { return e.text }
+func (e *refusedError) Unwrap() error { return e.err }

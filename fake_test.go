@@ -9,17 +9,23 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/url"
+	"os"
+	"reflect"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/infobloxopen/hotload"
+	"github.com/lib/pq"
 )
 
 // limit is how long a test waits for what must happen: long enough for the
@@ -106,27 +112,37 @@ func (f watchFunc) Watch(ctx context.Context, pth string, options url.Values) (s
 // a time, a call after Close and a second Close fail the test. Its hooks may
 // be nil; they run within the call that they are named after.
 type fake struct {
-	t        testing.TB
-	onOpen   func(ctx context.Context, value string) error // ctx is Background without DriverContext
-	onClose  func(c *fakeConn)
-	onCall   func(ctx context.Context, c *fakeConn, call string) error
-	rowCount int         // of each query
-	lenient  atomic.Bool // a Close during a call is allowed: forceKill's last resort
+	t         testing.TB
+	onOpen    func(ctx context.Context, value string) error // ctx is Background without DriverContext
+	onClose   func(c *fakeConn)
+	onShut    func(value string) // Close of a connector
+	onCall    func(ctx context.Context, c *fakeConn, call string) error
+	rowCount  int         // of each query
+	forgiving bool        // rows, transactions and statements may be ended twice, as most drivers have it
+	heedless  bool        // calls do what they were asked to although their context has ended
+	lenient   atomic.Bool // a Close during a call is allowed: forceKill's last resort
+
+	// What database/sql gets for what the fake makes; nil: the thing itself.
+	asConn func(*fakeConn) driver.Conn
+	asRows func(*fakeRows) driver.Rows
 
 	opened, closed atomic.Int64
 	dialing        atomic.Int64 // Opens and Connects in progress
 	maxDialing     atomic.Int64
 	maxLive        atomic.Int64
-	mu             sync.Mutex // guards conns
+	mu             sync.Mutex // guards the following fields
 	conns          map[*fakeConn]bool
+	shut           []string // the values of the connectors that are closed
 }
 
-// A ctxFake is a fake with DriverContext.
+// A ctxFake is a fake with DriverContext, whose connectors are io.Closers. A
+// value that begins with "bad" is refused.
 type ctxFake struct{ *fake }
 
 type fakeConnector struct {
-	f     *fake
-	value string
+	f      *fake
+	value  string
+	closed bool // guarded by f.mu
 }
 
 func newFake(t testing.TB) *fake {
@@ -139,13 +155,41 @@ func (f ctxFake) OpenConnector(value string) (driver.Connector, error) {
 	if strings.HasPrefix(value, "bad") {
 		return nil, fmt.Errorf("fake: cannot parse %q", value)
 	}
-	return &fakeConnector{f.fake, value}, nil
+	return &fakeConnector{f: f.fake, value: value}, nil
 }
 
+func (c *fakeConnector) Driver() driver.Driver { return c.f }
+
 func (c *fakeConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	c.f.mu.Lock()
+	if c.closed && !c.f.lenient.Load() {
+		c.f.t.Errorf("Connect of a connector (%s) that is closed", c.value)
+	}
+	c.f.mu.Unlock()
 	return c.f.dial(ctx, c.value)
 }
-func (c *fakeConnector) Driver() driver.Driver { return c.f }
+
+func (c *fakeConnector) Close() error {
+	if c.f.onShut != nil {
+		c.f.onShut(c.value)
+	}
+	c.f.mu.Lock()
+	defer c.f.mu.Unlock()
+	if c.closed {
+		c.f.t.Errorf("second Close of a connector (%s)", c.value)
+	}
+	c.closed = true
+	c.f.shut = append(c.f.shut, c.value)
+	return nil
+}
+
+// connectorsClosed returns the values of the connectors that are closed, in
+// that order.
+func (f *fake) connectorsClosed() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return strings.Join(f.shut, " ")
+}
 
 func (f *fake) dial(ctx context.Context, value string) (driver.Conn, error) {
 	raise(&f.maxDialing, f.dialing.Add(1))
@@ -161,7 +205,44 @@ func (f *fake) dial(ctx context.Context, value string) (driver.Conn, error) {
 	defer f.mu.Unlock()
 	f.conns[c] = true
 	raise(&f.maxLive, int64(len(f.conns)))
+	if f.asConn != nil {
+		return f.asConn(c), nil
+	}
 	return c, nil
+}
+
+// The hooks of a fake, for one call on connections with one value; an empty one is
+// any. A call that ends with a space is all that begin so.
+
+func onOpen(value string, do func(ctx context.Context) error) func(context.Context, string) error {
+	return func(ctx context.Context, v string) error {
+		if v != value {
+			return nil
+		}
+		return do(ctx)
+	}
+}
+
+func onClose(value string, do func()) func(*fakeConn) {
+	return func(c *fakeConn) {
+		if c.value == value {
+			do()
+		}
+	}
+}
+
+func onCall(value, call string, do func(ctx context.Context) error) func(context.Context, *fakeConn, string) error {
+	return func(ctx context.Context, c *fakeConn, have string) error {
+		if value != "" && value != c.value || have != call && !(strings.HasSuffix(call, " ") && strings.HasPrefix(have, call)) {
+			return nil
+		}
+		return do(ctx)
+	}
+}
+
+// lasts is for hooks: something takes a while.
+func lasts(d time.Duration) func(context.Context) error {
+	return func(context.Context) error { time.Sleep(d); return nil }
 }
 
 func raise(high *atomic.Int64, n int64) {
@@ -197,11 +278,16 @@ type fakeConn struct {
 	shut  atomic.Bool
 	stmts atomic.Int32 // open
 	inTx  bool
+
+	lastResort atomic.Bool // closed during a call
 }
 
 // call polices a call, and runs the hook.
 func (c *fakeConn) call(ctx context.Context, call string) error {
 	if c.shut.Load() {
+		if c.lastResort.Load() && strings.HasPrefix(call, "Close ") {
+			return nil // rows and statements that the last resort had to leave
+		}
 		c.f.t.Errorf("%s on a connection (%s) that is closed", call, c.value)
 		return errors.New("fake: closed")
 	}
@@ -214,6 +300,9 @@ func (c *fakeConn) call(ctx context.Context, call string) error {
 			return err
 		}
 	}
+	if c.f.heedless {
+		return nil
+	}
 	return ctx.Err()
 }
 
@@ -222,8 +311,10 @@ func (c *fakeConn) Close() error {
 		c.f.t.Errorf("second Close of a connection (%s)", c.value)
 		return nil
 	}
-	if c.calls.Load() != 0 && !c.f.lenient.Load() {
-		c.f.t.Errorf("Close of a connection (%s) during a call", c.value)
+	if c.calls.Load() != 0 {
+		if c.lastResort.Store(true); !c.f.lenient.Load() {
+			c.f.t.Errorf("Close of a connection (%s) during a call", c.value)
+		}
 	}
 	if n := c.stmts.Load(); n != 0 && !c.f.lenient.Load() {
 		c.f.t.Errorf("Close of a connection (%s) with %d prepared statements open", c.value, n)
@@ -260,14 +351,20 @@ func (c *fakeConn) ExecContext(ctx context.Context, query string, args []driver.
 	if err := c.call(ctx, "Exec "+query); err != nil {
 		return nil, err
 	}
-	return fakeResult{c}, c.check(args)
+	c.check(args)
+	return fakeResult{c}, nil
 }
 
 func (c *fakeConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	if err := c.call(ctx, "Query "+query); err != nil {
 		return nil, err
 	}
-	return &fakeRows{c: c, ctx: ctx, left: max(1, c.f.rowCount)}, c.check(args)
+	c.check(args)
+	rows := &fakeRows{c: c, ctx: ctx, left: max(1, c.f.rowCount)}
+	if c.f.asRows != nil {
+		return c.f.asRows(rows), nil
+	}
+	return rows, nil
 }
 
 // A fakeResult has the number of the value that it came about on.
@@ -277,13 +374,12 @@ func (r fakeResult) LastInsertId() (int64, error) { return strconv.ParseInt(r.c.
 func (r fakeResult) RowsAffected() (int64, error) { return 1, nil }
 
 // check finds arguments that were not converted.
-func (c *fakeConn) check(args []driver.NamedValue) error {
+func (c *fakeConn) check(args []driver.NamedValue) {
 	for _, arg := range args {
 		if !driver.IsValue(arg.Value) {
 			c.f.t.Errorf("argument %d is a %T: not converted", arg.Ordinal, arg.Value)
 		}
 	}
-	return nil
 }
 
 func (c *fakeConn) Begin() (driver.Tx, error) { panic("BeginTx is there") }
@@ -302,6 +398,9 @@ func (t fakeTx) Commit() error   { return t.end("Commit") }
 func (t fakeTx) Rollback() error { return t.end("Rollback") }
 
 func (t fakeTx) end(call string) error {
+	if !t.c.inTx && t.c.f.forgiving {
+		return sql.ErrTxDone
+	}
 	if !t.c.inTx {
 		t.c.f.t.Errorf("%s without a transaction", call)
 	}
@@ -327,6 +426,9 @@ type fakeStmt struct {
 }
 
 func (s *fakeStmt) Close() error {
+	if s.closed && s.c.f.forgiving {
+		return nil
+	}
 	if s.closed {
 		s.c.f.t.Errorf("second Close of statement %q", s.query)
 	}
@@ -373,6 +475,9 @@ type fakeRows struct {
 func (r *fakeRows) Columns() []string { return []string{"value"} }
 
 func (r *fakeRows) Close() error {
+	if r.closed && r.c.f.forgiving {
+		return nil
+	}
 	if r.closed {
 		r.c.f.t.Error("second Close of rows")
 	}
@@ -392,6 +497,206 @@ func (r *fakeRows) Next(dest []driver.Value) error {
 	return nil
 }
 
+// A twoSets is rows of two result sets and with all optional interfaces; the
+// second set has one row.
+type twoSets struct {
+	*fakeRows
+	set int
+}
+
+func asTwoSets(r *fakeRows) driver.Rows { return &twoSets{r, 1} }
+
+func (r *twoSets) Columns() []string {
+	r.c.call(r.ctx, "Columns")
+	return []string{"", "value", "another value"}[r.set:][:1]
+}
+
+func (r *twoSets) HasNextResultSet() bool {
+	return r.c.call(r.ctx, "HasNextResultSet") == nil && r.set == 1
+}
+
+func (r *twoSets) NextResultSet() error {
+	if err := r.c.call(r.ctx, "NextResultSet"); err != nil {
+		return err
+	}
+	if r.set == 2 {
+		return io.EOF
+	}
+	r.set, r.left = 2, 1
+	return nil
+}
+
+func (r *twoSets) ColumnTypeScanType(int) reflect.Type {
+	r.c.call(r.ctx, "ColumnTypeScanType")
+	return reflect.TypeFor[float32]()
+}
+
+func (r *twoSets) ColumnTypeDatabaseTypeName(int) string {
+	r.c.call(r.ctx, "ColumnTypeDatabaseTypeName")
+	return "NUMBER"
+}
+
+func (r *twoSets) ColumnTypeLength(int) (int64, bool) {
+	r.c.call(r.ctx, "ColumnTypeLength")
+	return 5, true
+}
+
+func (r *twoSets) ColumnTypeNullable(int) (nullable, ok bool) {
+	r.c.call(r.ctx, "ColumnTypeNullable")
+	return true, true
+}
+
+func (r *twoSets) ColumnTypePrecisionScale(int) (int64, int64, bool) {
+	r.c.call(r.ctx, "ColumnTypePrecisionScale")
+	return 7, 2, true
+}
+
+// An obstacle is a hook that stops one call of the driver, the first of its
+// name once it is armed, and has it return what the test says.
+type obstacle struct {
+	call    string
+	armed   atomic.Bool
+	calls   atomic.Int32 // since it was armed
+	there   chan context.Context
+	returns chan error
+}
+
+func newObstacle(call string) *obstacle {
+	return &obstacle{call: call, there: make(chan context.Context), returns: make(chan error)}
+}
+
+func (o *obstacle) onCall(ctx context.Context, _ *fakeConn, call string) error {
+	if call != o.call || !o.armed.Load() || o.calls.Add(1) > 1 {
+		return nil
+	}
+	o.there <- ctx
+	return <-o.returns
+}
+
+// A gate lets nobody pass until it is opened; arrived tells who came.
+type gate struct {
+	arrived chan struct{}
+	open    chan struct{}
+}
+
+func newGate() *gate { return &gate{make(chan struct{}, 1000), make(chan struct{})} }
+
+func (g *gate) pass() {
+	g.arrived <- struct{}{}
+	<-g.open
+}
+
+// A driverError is an error of the driver's own.
+type driverError struct{ code int }
+
+func (e *driverError) Error() string { return fmt.Sprintf("fake: error %d", e.code) }
+
+var (
+	errDead = &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}
+	errAuth = &pq.Error{Code: "28P01", Message: "password authentication failed"}
+)
+
+// eachDriver runs a test in a bubble with each of the two kinds of drivers.
+func eachDriver(t *testing.T, name string, test func(t *testing.T, f *fake, d driver.Driver)) {
+	bubble(t, name+"/with DriverContext", func(t *testing.T) {
+		f := newFake(t)
+		test(t, f, ctxFake{f})
+	})
+	bubble(t, name+"/without DriverContext", func(t *testing.T) {
+		f := newFake(t)
+		test(t, f, f)
+	})
+}
+
+// bubble runs a subtest in a synctest bubble. Time passes there only when
+// nothing else can happen, and a goroutine that is left behind fails the test.
+func bubble(t *testing.T, name string, f func(t *testing.T)) {
+	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+}
+
+const (
+	// patience is hotload's: how long it waits for what cannot be hurried, and
+	// how long a driver may take to return from a killed call before its
+	// connection is closed under it.
+	patience = time.Second
+	// moment is how long may take what should take no time, as DB.Close polls.
+	moment = 10 * time.Millisecond
+)
+
+// bg is a context that the recording driver knows again.
+var bg = context.WithValue(context.Background(), ctxKey{}, "background")
+
+// begin begins a transaction.
+func begin(t testing.TB, x interface {
+	BeginTx(context.Context, *sql.TxOptions) (*sql.Tx, error)
+}) *sql.Tx {
+	t.Helper()
+	tx, err := x.BeginTx(context.Background(), nil)
+	must(t, "begin", err)
+	return tx
+}
+
+// take takes a connection from the pool, until the test ends.
+func take(t testing.TB, db *sql.DB) *sql.Conn {
+	t.Helper()
+	conn, err := db.Conn(context.Background())
+	must(t, "conn", err)
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// prepare prepares a statement.
+func prepare(t testing.TB, x interface {
+	PrepareContext(context.Context, string) (*sql.Stmt, error)
+}, query string) *sql.Stmt {
+	t.Helper()
+	stmt, err := x.PrepareContext(context.Background(), query)
+	must(t, "prepare", err)
+	return stmt
+}
+
+// insert executes "insert" without arguments.
+func insert(x interface {
+	ExecContext(context.Context, string, ...any) (sql.Result, error)
+}) error {
+	_, err := x.ExecContext(context.Background(), "insert")
+	return err
+}
+
+// inRaw calls f with what a Raw callback gets.
+func inRaw(t testing.TB, conn *sql.Conn, f func(c any)) {
+	t.Helper()
+	must(t, "Raw", conn.Raw(func(c any) error { f(c); return nil }))
+}
+
+// raw returns the driver's connection of one of the pool.
+func raw(t testing.TB, conn *sql.Conn) (c driver.Conn) {
+	t.Helper()
+	inRaw(t, conn, func(proxy any) { c = proxy.(interface{ Raw() driver.Conn }).Raw() })
+	return c
+}
+
+// hotloadDriver is the driver that programs get from DB.Driver.
+func hotloadDriver(t testing.TB) driver.Driver {
+	db, err := sql.Open("hotload", "")
+	must(t, "open", err)
+	defer db.Close()
+	return db.Driver()
+}
+
+// connect makes a connector, and a connection as database/sql has it, for tests
+// that do without database/sql.
+func connect(t testing.TB, d driver.Driver, s hotload.Strategy, options string) (driver.Connector, driver.Conn) {
+	t.Helper()
+	connector, err := hotloadDriver(t).(driver.DriverContext).OpenConnector(register(d, s) + "?" + options)
+	must(t, "OpenConnector", err)
+	t.Cleanup(func() { connector.(io.Closer).Close() })
+	conn, err := connector.Connect(context.Background())
+	must(t, "Connect", err)
+	t.Cleanup(func() { conn.Close() })
+	return connector, conn
+}
+
 // ask returns the value that an operation of the pool runs on.
 func ask(t testing.TB, db interface {
 	QueryRowContext(context.Context, string, ...any) *sql.Row
@@ -401,6 +706,35 @@ func ask(t testing.TB, db interface {
 		t.Fatalf("query: %v", err)
 	}
 	return value
+}
+
+// must fails the test on an error.
+func must(t testing.TB, what string, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// mustBeKilled fails the test unless err is what a killed operation returns.
+func mustBeKilled(t testing.TB, what string, err error) {
+	t.Helper()
+	if !errors.Is(err, hotload.ErrKilled) {
+		t.Errorf("%s: have error %v, want one that matches ErrKilled", what, err)
+	}
+	for _, bad := range []error{driver.ErrBadConn, context.Canceled, context.DeadlineExceeded, io.EOF, sql.ErrNoRows} {
+		if errors.Is(err, bad) {
+			t.Errorf("%s: error %v matches %v", what, err, bad)
+		}
+	}
+}
+
+// mustSay fails the test unless an error says what it should.
+func mustSay(t testing.TB, what string, err error, text string) {
+	t.Helper()
+	if err == nil || !strings.Contains(err.Error(), text) {
+		t.Errorf("%s: have error %v, want one that says %q", what, err, text)
+	}
 }
 
 // want fails the test unless have is what it should be.
@@ -443,14 +777,12 @@ type logs struct {
 // cannot be parallel.
 func collect(t testing.TB) *logs {
 	l := &logs{}
-	old := slog.Default()
-	slog.SetDefault(slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	logTo(t, slog.NewTextHandler(l, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
 			return slog.Attr{}
 		}
 		return a
-	}})))
-	t.Cleanup(func() { slog.SetDefault(old) })
+	}}))
 	return l
 }
 
@@ -481,6 +813,29 @@ func (l *logs) count(parts ...string) (n int) {
 		}
 	}
 	return n
+}
+
+// A logHook is a log handler: a function that is called with each event, which is
+// a message without its prefix, and the generation. What is logged goes on when
+// it has returned.
+type logHook func(event string)
+
+func (h logHook) Enabled(context.Context, slog.Level) bool { return true }
+func (h logHook) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h logHook) WithGroup(string) slog.Handler            { return h }
+
+func (h logHook) Handle(_ context.Context, r slog.Record) error {
+	event := strings.TrimPrefix(r.Message, "hotload: ")
+	r.Attrs(func(a slog.Attr) bool { event += " " + a.Value.String(); return false })
+	h(event)
+	return nil
+}
+
+// logTo replaces slog's default logger until the test ends.
+func logTo(t testing.TB, h slog.Handler) {
+	old := slog.Default()
+	slog.SetDefault(slog.New(h))
+	t.Cleanup(func() { slog.SetDefault(old) })
 }
 
 func TestMain(m *testing.M) {

@@ -3,6 +3,7 @@ package hotload
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -10,21 +11,84 @@ import (
 	"time"
 )
 
-// A generation is a value that the driver has not refused, and what was opened
-// with it.
+// A generation is a value and what was opened with it.
+//
+// It is drained when refs is 0: then its last connection is closed, and nobody
+// dials. refs counts one while it is in force or a candidate, one for each dial,
+// which becomes its connection's, and one for each try and each kill while they
+// last. Once refs is 0 it stays so.
 type generation struct {
 	c         *connector
 	number    int // counts the values put in force, from 1; 0 before that
 	value     string
-	connector driver.Connector // nil if the driver is no driver.DriverContext
-	ctx       context.Context  // ends when the generation is superseded
+	connector driver.Connector // the driver's, set by try; nil if the driver is no driver.DriverContext
+	ctx       context.Context  // ends when the generation is superseded, or another candidate replaces it
 	end       context.CancelFunc
+	drained   chan struct{} // closed when refs is 0
 
-	mu    sync.Mutex    // guards the following fields
-	refs  int           // dials, connections, and one until it is superseded; drained when none is left
-	conns []*serverConn // not closed, each at its place
-	left  []*opening    // Opens whose callers have left, for the next callers
-	stop  func() bool   // the waiting for a kill; nil if there is none
+	mu     sync.Mutex // guards the following fields
+	refs   int
+	conns  []*serverConn // not closed yet, each at its index
+	spares []*opening    // whose callers have left, for the next callers
+}
+
+func newGeneration(c *connector, value string) *generation {
+	g := &generation{c: c, value: value, refs: 1, drained: make(chan struct{})}
+	g.ctx, g.end = context.WithCancel(context.Background())
+	return g
+}
+
+// try does what has to succeed before a candidate is put in force: the driver's
+// OpenConnector, and with probe, if there is a value to go on with meanwhile, a
+// connection.
+func (g *generation) try() error {
+	if !g.retain() {
+		return g.ctx.Err()
+	}
+	defer g.release(nil)
+	if d, ok := g.c.driver.(driver.DriverContext); ok && g.connector == nil {
+		err := safely(func() (err error) {
+			g.connector, err = d.OpenConnector(g.value)
+			if err == nil && g.connector == nil {
+				err = errors.New("hotload: the driver returned neither a connector nor an error")
+			}
+			return err
+		})
+		if err != nil {
+			g.connector = nil
+			return &refusedError{fmt.Sprintf("hotload: driver %q refused the connection string that strategy %q delivered for path %q, "+
+				"with an error of type %T (unwrap it for its text, which may quote the string)", g.c.driverName, g.c.strategyName, g.c.path, err), err}
+		}
+	}
+	if !g.c.probe || g.c.current.Load() == nil {
+		return nil
+	}
+	return g.probe()
+}
+
+// probe opens a connection, pings it if the driver can, and closes it. It waits
+// for a driver that does not return in time: see prove.
+func (g *generation) probe() error {
+	ctx, cancel := context.WithTimeout(g.ctx, tryLimit)
+	defer cancel()
+	o := g.open(ctx, cancel)
+	if o == nil {
+		return g.ctx.Err()
+	}
+	<-o.done
+	if o.err != nil {
+		return o.err
+	}
+	s := o.s
+	if !s.hold() { // the candidate was replaced, and discard has closed it
+		return g.ctx.Err()
+	}
+	defer s.awaitClosed(context.Background())
+	defer s.retire()
+	if pinger, ok := s.ci.(driver.Pinger); ok && ctx.Err() == nil {
+		return pinger.Ping(ctx)
+	}
+	return ctx.Err()
 }
 
 // spareLife is how old an Open whose caller has left may become, or its
@@ -32,137 +96,20 @@ type generation struct {
 // up before the server answers, short enough not to go stale.
 const spareLife = 10 * time.Second
 
-// An opening is a call of the driver's Open or Connect in a goroutine that its
+// An opening is a call of the driver's Connect or Open, in a goroutine that its
 // caller can leave.
+//
+// Open takes no context, so one that was left goes on. It is kept as a spare,
+// and the next caller adopts it instead of calling Open again: impatient callers
+// of a host that hangs have no more Opens than there are callers at a time.
+// Connect takes a context, which ends when its caller leaves. It is no spare.
 type opening struct {
 	began     time.Time
 	done      chan struct{} // closed when the driver has returned
 	s         *serverConn   // s and err are published by done
 	err       error
 	abandoned bool // nobody will take what it opens; guarded by generation.mu
-	expires   bool // a timer drops it if nobody has it when it is too old; the same
-}
-
-// dial opens a server connection, unless the caller's context ends or the
-// generation is superseded. An Open, which has no context, goes on when its
-// caller leaves and serves the next one, so that there are never more of them
-// than there were callers at a time, save those that are too old.
-func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer func() {
-		if err != nil || g.connector == nil {
-			cancel() // else it ends with the connection: the driver may hold on to it
-		}
-	}()
-	defer context.AfterFunc(g.ctx, cancel)()
-	for {
-		o, adopted := g.open(ctx, cancel)
-		if o == nil {
-			return nil, context.Canceled
-		}
-		var tooOld <-chan time.Time
-		if adopted {
-			tooOld = time.After(spareLife - time.Since(o.began))
-		}
-		select {
-		case <-o.done:
-			if adopted && o.err != nil { // what failed another caller
-				continue
-			}
-			return o.s, o.err
-		case <-tooOld:
-			g.leave(o)
-			continue
-		case <-ctx.Done():
-		}
-		if g.connector != nil { // a driver that heeds its context has an error of its own to return
-			select {
-			case <-o.done:
-				return o.s, o.err
-			case <-g.ctx.Done():
-			case <-time.After(patience):
-			}
-		}
-		g.leave(o)
-		return nil, ctx.Err()
-	}
-}
-
-// open finds an Open that its caller has left, or else calls the driver.
-func (g *generation) open(ctx context.Context, cancel context.CancelFunc) (o *opening, adopted bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if len(g.left) > 0 {
-		i := max(0, slices.IndexFunc(g.left, (*opening).isDone))
-		o = g.left[i]
-		g.left = slices.Delete(g.left, i, i+1)
-		return o, true
-	}
-	if g.ctx.Err() != nil {
-		return nil, false
-	}
-	g.refs++
-	o = &opening{began: time.Now(), done: make(chan struct{})}
-	go func() {
-		var ci driver.Conn
-		o.err = safely(func() (err error) {
-			if g.connector != nil {
-				ci, err = g.connector.Connect(ctx)
-			} else {
-				ci, err = g.c.driver.Open(g.value)
-			}
-			return err
-		})
-		g.mu.Lock()
-		if o.err == nil {
-			o.s = newServerConn(g, ci, cancel)
-			o.s.index = len(g.conns)
-			g.conns = append(g.conns, o.s)
-		}
-		close(o.done)
-		if o.abandoned {
-			o.drop()
-		}
-		g.mu.Unlock()
-		if o.err != nil {
-			g.release(nil)
-		}
-	}()
-	return o, false
-}
-
-// leave leaves an Open to the next caller, for a while.
-func (g *generation) leave(o *opening) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	rest := spareLife - time.Since(o.began)
-	if o.abandoned = g.connector != nil || rest <= 0 || g.ctx.Err() != nil || g.c.ctx.Err() != nil; o.abandoned {
-		o.drop()
-		return
-	}
-	g.left = append(g.left, o)
-	if o.expires {
-		return
-	}
-	o.expires = true
-	time.AfterFunc(rest, func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if i := slices.Index(g.left, o); i >= 0 {
-			g.left = slices.Delete(g.left, i, i+1)
-			o.drop()
-		}
-	})
-}
-
-// abandonAll lets no Open that was left serve anyone any more.
-func (g *generation) abandonAll() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, o := range g.left {
-		o.drop()
-	}
-	g.left = nil
+	expires   bool // a timer will discard it, should it be a spare then; the same
 }
 
 func (o *opening) isDone() bool {
@@ -174,43 +121,211 @@ func (o *opening) isDone() bool {
 	}
 }
 
-// drop closes what was opened for nobody, now or when it is there.
-func (o *opening) drop() {
-	o.abandoned = true
-	if o.isDone() && o.s != nil {
-		o.s.retire()
+// dial opens a server connection, unless the caller's context ends or the
+// generation is superseded: then its error is that of ctx.
+func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
+	// A connection of Connect keeps the context until it is closed, because the
+	// driver may hold on to it. closeConn cancels it, or if there is none, this.
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		if err != nil || g.connector == nil {
+			cancel()
+		}
+	}()
+	// A change ends the dial, but not the context of a connection that it has
+	// brought. If it comes when the dial is over, the sweep or connector.dial
+	// closes the connection.
+	defer context.AfterFunc(g.ctx, cancel)()
+	for {
+		if o := g.adopt(); o != nil {
+			tooOld := time.After(spareLife - time.Since(o.began))
+			if s, err, ok := g.await(ctx, o, tooOld); ok && (err == nil || ctx.Err() != nil) {
+				return s, err
+			}
+			continue // it is too old; or it failed, which is an answer to who began it
+		}
+		o := g.open(ctx, cancel)
+		if o == nil {
+			return nil, context.Canceled // superseded
+		}
+		s, err, _ := g.await(ctx, o, nil)
+		return s, err
 	}
 }
 
-// retire ends a generation: it closes the connections that are not in use, and
-// counts the others. It is drained when release is called for the last of them,
-// and for what superseded it.
-func (g *generation) retire() (closed, inUse int) {
+// await waits for an opening until the caller's context ends. It reports false
+// if the opening is too old before that.
+func (g *generation) await(ctx context.Context, o *opening, tooOld <-chan time.Time) (*serverConn, error, bool) {
+	select {
+	case <-o.done:
+		return o.s, o.err, true
+	case <-tooOld:
+		g.leave(o)
+		return nil, nil, false
+	case <-ctx.Done():
+	}
+	if g.connector != nil {
+		// The driver has seen it, and has an error of its own to return. Nobody
+		// wants that of a superseded value.
+		select {
+		case <-o.done:
+			return o.s, o.err, true
+		case <-g.ctx.Done():
+		case <-time.After(patience):
+		}
+	}
+	g.leave(o)
+	return nil, ctx.Err(), true
+}
+
+// adopt returns a spare, if there is one: rather one that is there already than
+// one that may hang.
+func (g *generation) adopt() *opening {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.spares) == 0 {
+		return nil
+	}
+	i := max(0, slices.IndexFunc(g.spares, (*opening).isDone))
+	o := g.spares[i]
+	g.spares = slices.Delete(g.spares, i, i+1)
+	return o
+}
+
+// open calls the driver in a goroutine. It returns nil if the generation is
+// superseded.
+func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *opening {
+	if g.ctx.Err() != nil || !g.retain() {
+		return nil
+	}
+	o := &opening{began: time.Now(), done: make(chan struct{})}
+	go func() {
+		var ci driver.Conn
+		o.err = safely(func() (err error) {
+			if g.connector != nil {
+				ci, err = g.connector.Connect(ctx)
+			} else {
+				ci, err = g.c.driver.Open(g.value)
+			}
+			if err == nil && ci == nil {
+				err = errors.New("hotload: the driver returned neither a connection nor an error")
+			}
+			return err
+		})
+		g.mu.Lock()
+		if o.err == nil {
+			o.s = newServerConn(g, ci, cancel)
+			o.s.index = len(g.conns)
+			g.conns = append(g.conns, o.s)
+		}
+		close(o.done)
+		abandoned := o.abandoned
+		g.mu.Unlock()
+		switch {
+		case o.err != nil:
+			g.release(nil)
+		case abandoned:
+			o.s.retireIdle()
+		}
+	}()
+	return o
+}
+
+// leave makes a spare of an Open for the next caller. It abandons what can be
+// none: a Connect, an Open that is too old, and all of a generation that ends.
+func (g *generation) leave(o *opening) {
+	rest := spareLife - time.Since(o.began)
+	g.mu.Lock()
+	// The generation's end is looked at under the lock: either abandonSpares comes
+	// later and finds the spare, or its end is seen here.
+	if g.connector != nil || rest <= 0 || g.ctx.Err() != nil || g.c.ctx.Err() != nil {
+		g.mu.Unlock()
+		g.abandon(o)
+		return
+	}
+	g.spares = append(g.spares, o)
+	if !o.expires {
+		o.expires = true // one timer, however many callers leave the same Open
+		time.AfterFunc(rest, func() { g.expire(o) })
+	}
+	g.mu.Unlock()
+}
+
+// expire abandons a spare that is too old. If a caller has it, he does so.
+func (g *generation) expire(o *opening) {
+	g.mu.Lock()
+	i := slices.Index(g.spares, o)
+	if i >= 0 {
+		g.spares = slices.Delete(g.spares, i, i+1)
+	}
+	g.mu.Unlock()
+	if i >= 0 {
+		g.abandon(o)
+	}
+}
+
+// abandon closes what an opening brings: now, or when it is there.
+func (g *generation) abandon(o *opening) {
+	g.mu.Lock()
+	o.abandoned = true // open looks under the lock, after it has closed done
+	g.mu.Unlock()
+	if o.isDone() && o.s != nil {
+		o.s.retireIdle()
+	}
+}
+
+// abandonSpares abandons all spares, when the generation is superseded or the
+// connector closed.
+func (g *generation) abandonSpares() {
+	g.mu.Lock()
+	spares := g.spares
+	g.spares = nil
+	g.mu.Unlock()
+	for _, o := range spares {
+		g.abandon(o)
+	}
+}
+
+// supersede ends a generation: it closes the connections that are not in use,
+// and counts the others, which close when they are returned. Dials are left. It
+// is the sweep of rule 1 in server.go.
+func (g *generation) supersede() (closed, inUse int) {
 	g.end()
-	var retired []*serverConn
+	var swept []*serverConn
 	g.mu.Lock()
 	for _, s := range g.conns {
-		switch {
-		case s.state.CompareAndSwap(idle, parked):
-			retired = append(retired, s)
-		case s.state.Load() == taken: // else it is closing already
+		// Who loses this swap has just taken it, and looks whether it is superseded.
+		if s.state.CompareAndSwap(idle, retired) {
+			swept = append(swept, s)
+		} else if s.state.Load() == taken {
 			inUse++
 		}
 	}
 	g.mu.Unlock()
-	g.abandonAll()
-	closeAll(retired)
-	return len(retired), inUse
+	g.abandonSpares()
+	closeAll(swept)
+	return len(swept), inUse
 }
 
-// drop ends a generation that was never in force.
-func (g *generation) drop() {
-	g.retire()
+// discard ends a candidate.
+func (g *generation) discard() {
+	g.supersede()
 	g.release(nil)
 }
 
-// release forgets a connection that is closed, a dial that failed, or that the
-// generation is in force.
+// retain counts one reference more, unless the generation has drained.
+func (g *generation) retain() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.refs == 0 {
+		return false
+	}
+	g.refs++
+	return true
+}
+
+// release gives a reference back: that of s, which is closed, or if s is nil,
+// any other.
 func (g *generation) release(s *serverConn) {
 	g.mu.Lock()
 	if last := len(g.conns) - 1; s != nil {
@@ -220,97 +335,24 @@ func (g *generation) release(s *serverConn) {
 	}
 	g.refs--
 	drained := g.refs == 0
-	if drained && g.stop != nil {
-		g.stop()
-	}
 	g.mu.Unlock()
-	if drained {
-		g.c.inBackground(func() {
-			if g.number > 0 {
-				g.c.logger().Info("hotload: generation drained", "generation", g.number)
-			}
-			g.close()
-		})
+	if !drained {
+		return
 	}
+	close(g.drained)
+	g.c.inBackground(func() {
+		if g.number > 0 {
+			g.c.logger().Info("hotload: generation drained", "generation", g.number)
+		}
+		g.close()
+	})
 }
 
 // close closes the driver's connector, which happens once: when the generation
 // has drained, or is in force at DB.Close.
 func (g *generation) close() error {
 	if c, ok := g.connector.(io.Closer); ok {
-		return safely(c.Close)
+		return safely(func() error { return c.Close() })
 	}
 	return nil
-}
-
-// A try may last as long as the limit, unless the driver ignores its context
-// or has none; the pause between two tries doubles from the least to the most.
-const (
-	probeLimit      = 10 * time.Second
-	leastProbePause = 250 * time.Millisecond
-	mostProbePause  = 5 * time.Second
-)
-
-// prove tries a value until a connection can be opened with it, and then puts
-// it in force. A failure is logged once for each reason.
-func (c *connector) prove(g *generation) {
-	told := make(map[string]bool)
-	for pause := leastProbePause; ; pause = min(2*pause, mostProbePause) {
-		result := make(chan error, 1)
-		go func() { result <- safely(g.try) }()
-		var err error
-		select {
-		case err = <-result:
-		case <-time.After(probeLimit + patience): // a driver that heeds no limit
-			err = context.DeadlineExceeded
-		}
-		if g.ctx.Err() != nil {
-			return
-		}
-		if err == nil {
-			c.publish(g)
-			return
-		}
-		attrs := describe(err)
-		if reason := fmt.Sprint(attrs...); !told[reason] {
-			told[reason] = true
-			c.logger().Warn("hotload: value refused", slices.Concat([]any{"reason", "probe"}, attrs)...)
-		}
-		for g.trying() && g.ctx.Err() == nil {
-			select {
-			case <-time.After(pause):
-			case <-g.ctx.Done():
-			}
-		}
-		select {
-		case <-time.After(pause):
-		case <-g.ctx.Done():
-			return
-		}
-	}
-}
-
-// trying reports whether a try that ran into its limit is still going on.
-func (g *generation) trying() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.refs > 1
-}
-
-// try opens a connection, pings it if the driver can, and closes it.
-func (g *generation) try() error {
-	ctx, cancel := context.WithTimeout(g.ctx, probeLimit)
-	defer cancel()
-	s, err := g.dial(ctx)
-	if err != nil {
-		return err
-	}
-	if s.own() {
-		defer s.awaitClosed(context.Background())
-		defer s.park()
-		if pinger, ok := s.ci.(driver.Pinger); ok {
-			return pinger.Ping(ctx)
-		}
-	}
-	return ctx.Err()
 }

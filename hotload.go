@@ -45,28 +45,31 @@
 //
 // # What happens at a change
 //
-// A connection is in use from when it is taken from the pool until it is
-// returned. Once a value has been put in force:
+// A connection is in use when something has run on it since it was taken from
+// the pool. Once a value has been put in force:
 //
 //   - Operations that take a connection from the pool run on one opened with
 //     that value or a later one.
 //   - Connections not in use close at once. Those in use finish their work and
-//     close when they are returned, or are ended as forceKill says. One on
-//     which nothing has run yet, such as a new sql.Conn, moves to the new value
-//     when it is first used.
+//     close when they are returned, or are ended as forceKill says. A sql.Conn
+//     on which nothing has run yet moves to the new value when it is first used.
 //   - A dial in progress is abandoned and made again with the new value.
-//   - A value that is empty or blank, or that the driver's OpenConnector
-//     refuses, changes nothing. Drivers that parse at the dial, such as
-//     pq.Driver and pgx's, refuse none: see probe.
+//
+// A value that is empty or blank, or that the driver's OpenConnector refuses,
+// changes nothing. It is tried again, with growing pauses, until it is good or
+// another comes: a certificate that it names may still be on its way. Drivers
+// that parse at the dial, such as pq.Driver and pgx's, refuse none: see probe.
 //
 // The error of an operation that forceKill ended matches [ErrKilled]; the
 // operation is not run again. Without forceKill a change causes no error.
 //
-// A pooled connection without a server connection behind it dials when it is
-// next used. [sql.DBStats] counts it as open.
+// A pooled connection whose server connection has been closed by a change dials
+// when it is next used. [sql.DBStats] counts it as open.
 //
-// What happens is logged through [slog.Default]; the events, and all that a
-// strategy must and may do, are set out in SPEC.md beside this file.
+// DB.Driver returns hotload's driver, not the one behind it.
+//
+// What happens is logged through [slog.Default]. The events, and all that a
+// strategy must and may do, are set out in [SPEC.md].
 //
 // # Limits
 //
@@ -79,13 +82,27 @@
 //
 // What [sql.Conn.Raw] passes to its callback has a method Raw, which returns
 // the driver's connection, or nil if there is none: it was killed, or none could
-// be opened:
+// be opened in the time that DB.Conn was given:
 //
 //	err := conn.Raw(func(driverConn any) error {
 //		c := driverConn.(interface{ Raw() driver.Conn }).Raw()
 //		...
 //	})
+//
+// [SPEC.md]: https://github.com/infobloxopen/hotload/blob/main/SPEC.md
 package hotload
+
+// The files, in the order in which they are best read:
+//
+//	hotload.go     what users see: registries, the data source name, the driver
+//	connector.go   one sql.DB: its watch, and a value's way into force
+//	server.go      a server connection: its three states, and its closing
+//	generation.go  what was opened with one value: dials, the end, the drain
+//	conn.go        the proxy that database/sql holds in place of a server connection
+//	stmt.go        prepared statements, and the conversion of arguments
+//	kill.go        forceKill: read the others first; without it a killer is nil
+//
+// The core is the table of states and the two rules below it, in server.go.
 
 import (
 	"context"
@@ -215,35 +232,46 @@ func parseDSN(name string) (d dsn, err error) {
 		return d, errors.New("hotload: the options of the data source name cannot be read: " +
 			"want name=value pairs separated by & with special characters percent-encoded")
 	}
-	kill, err := d.own("forceKill")
+	return d, d.takeOptions()
+}
+
+// takeOptions takes hotload's own options from those of the strategy.
+func (d *dsn) takeOptions() error {
+	kill, err := d.takeOption("forceKill")
 	if err != nil {
-		return d, err
+		return err
 	}
 	if d.forceKill = kill != "false"; d.forceKill && kill != "true" {
 		if d.grace, err = time.ParseDuration(kill); err != nil || d.grace <= 0 {
-			return d, errors.New("hotload: option forceKill: want true, false or a positive duration such as 30s")
+			return errors.New("hotload: option forceKill: want true, false or a positive duration such as 30s")
 		}
 	}
-	probe, err := d.own("probe")
+	probe, err := d.takeOption("probe")
 	if err != nil {
-		return d, err
+		return err
 	}
 	if d.probe = probe == "true"; !d.probe && probe != "false" {
-		return d, errors.New("hotload: option probe: want true or false")
+		return errors.New("hotload: option probe: want true or false")
 	}
-	return d, nil
+	return nil
 }
 
-// own takes an option of hotload's own, "false" by default, from those of the
-// strategy.
-func (d *dsn) own(option string) (value string, err error) {
-	values, ok := d.options[option]
-	delete(d.options, option)
+// takeOption returns an option of hotload's own, "false" by default. One whose
+// name differs only in case is an error: a strategy that ignores what it does
+// not know would make a silent no of it.
+func (d *dsn) takeOption(name string) (value string, err error) {
+	for other := range d.options {
+		if other != name && strings.EqualFold(other, name) {
+			return "", fmt.Errorf("hotload: option %s is misspelt in the data source name: want it with these capitals", name)
+		}
+	}
+	values, ok := d.options[name]
+	delete(d.options, name)
 	if !ok {
 		return "false", nil
 	}
 	if len(values) > 1 {
-		return "", fmt.Errorf("hotload: option %s is given %d times: want it once", option, len(values))
+		return "", fmt.Errorf("hotload: option %s is given %d times: want it once", name, len(values))
 	}
 	return values[0], nil
 }
@@ -301,5 +329,5 @@ func (d hotloadDriver) Open(name string) (driver.Conn, error) {
 		c.Close()
 		return nil, err
 	}
-	return newConn(c, s, true), nil
+	return newConn(context.Background(), c, s, true), nil
 }

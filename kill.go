@@ -6,126 +6,48 @@ import (
 	"database/sql/driver"
 	"errors"
 	"io"
+	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 )
 
-// A killer is what forceKill adds to a server connection: it can be killed
-// while its owner uses it. A kill cancels the contexts that the driver holds,
-// and closes the connection when the call in progress has returned, or after
-// patience with it. Without forceKill a server connection has none: the methods
-// of a nil *killer and a nil *call have nothing to do.
+// A killer is what forceKill adds to a server connection: it can be ended while
+// its owner uses it. driver.Conn is not for two goroutines, so a kill does not
+// close the connection under a running call, where some drivers have data races
+// and others answer ErrBadConn, upon which database/sql runs the statement
+// again. It cancels the contexts that the driver has, and the connection closes
+// when the call in progress has returned.
+//
+// Without forceKill a server connection has none. The methods of a nil *killer
+// and of a nil *call have nothing to do. Those that every operation goes through
+// are in two parts, so that the compiler can inline the test for nil.
 type killer struct {
-	mu       sync.Mutex // guards the following fields
-	used     bool       // something has run since the connection was taken from the pool
-	busy     bool       // a call is in progress, or Raw was called
-	killed   bool
-	returned chan struct{} // made by a kill that finds it busy, closed when the call returns
-	calls    []*call       // whose contexts the driver holds
+	s *serverConn
+
+	mu       sync.Mutex         // guards the following fields
+	busy     bool               // a call is in progress, or Raw was called and nothing since
+	killed   bool               // goes from false to true once; nothing but the closing enters the driver after it
+	returned chan struct{}      // made by a kill that finds it busy; closed when the call returns
+	calls    map[*call]struct{} // whose contexts the driver may hold on to
 }
 
-// A call is a call of the driver and its context, which lives until it is ended:
-// with the call, or with the rows or the transaction that it began. It is what
-// context.WithCancelCause makes of the caller's, but is made only when the
-// driver asks for Done, or when it is killed: the quickest calls never do.
+// A call is a call of the driver and what it began: its context lives until the
+// call, the rows or the transaction has ended.
 type call struct {
-	context.Context // the caller's
-	k               *killer
-
-	// Guarded by k.mu.
-	index  int // in k.calls; -1 once it has ended
-	made   context.Context
+	s      *serverConn
 	cancel context.CancelCauseFunc
+	rows   driver.Rows // open; nil if the call has brought none. Guarded by k.mu
 }
 
-func (c *call) makeLocked() context.Context {
-	if c.made == nil {
-		c.made, c.cancel = context.WithCancelCause(c.Context)
-		if c.index < 0 {
-			c.cancel(nil)
-		}
-	}
-	return c.made
-}
+func newKiller(s *serverConn) *killer { return &killer{s: s, calls: make(map[*call]struct{})} }
 
-func (c *call) Done() <-chan struct{} {
-	c.k.mu.Lock()
-	defer c.k.mu.Unlock()
-	return c.makeLocked().Done()
-}
+// enter begins a call of the driver, which leave ends. It reports false if the
+// connection was killed.
+func (k *killer) enter() bool { return k == nil || k.enterForced() }
 
-func (c *call) Err() error {
-	c.k.mu.Lock()
-	defer c.k.mu.Unlock()
-	if c.made == nil && c.index >= 0 {
-		return c.Context.Err()
-	}
-	return c.makeLocked().Err()
-}
-
-// Value answers from the context that was made: package context finds its own
-// there, and needs no goroutine to wait for Done.
-func (c *call) Value(key any) any {
-	c.k.mu.Lock()
-	ctx := c.made
-	c.k.mu.Unlock()
-	if ctx == nil {
-		ctx = c.Context
-	}
-	return ctx.Value(key)
-}
-
-// The compiler inlines these, so that without forceKill they cost next to nothing.
-
-func (k *killer) use(s *serverConn) bool {
-	return k == nil && !s.superseded() || k != nil && k.begun(s)
-}
-func (k *killer) enter() bool { return k == nil || k.entered() }
-
-func (k *killer) leave(err error) error {
-	if k == nil {
-		return err
-	}
-	return k.left(err)
-}
-
-func (k *killer) done() {
-	if k != nil {
-		k.unused()
-	}
-}
-
-func (c *call) end(err error) error {
-	if c == nil {
-		return err
-	}
-	return c.ended(err)
-}
-
-// begun makes a connection that nothing has run on one that is in use, unless
-// its value is no longer in force.
-func (k *killer) begun(s *serverConn) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.used = !s.superseded() // asked under the lock: a kill comes after the change
-	return k.used
-}
-
-// unused ends all use: the connection is returned to the pool, or taken from it.
-func (k *killer) unused() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.used = false
-	k.leaveLocked(nil)
-	for len(k.calls) > 0 {
-		k.endLocked(k.calls[0])
-	}
-}
-
-// entered begins a call of the driver. It reports false if the connection was
-// killed.
-func (k *killer) entered() bool {
+func (k *killer) enterForced() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.enterLocked()
@@ -136,14 +58,21 @@ func (k *killer) enterLocked() bool {
 		k.leaveLocked(nil) // Raw, which has returned
 		return false
 	}
-	k.used, k.busy = true, true
+	k.busy = true
 	return true
 }
 
-// left ends what enter or begin began. If the call was killed and failed, its
+// leave ends what enter or begin began. If the call was killed and failed, its
 // error becomes one that database/sql does not take for a reason to run the
-// call again.
-func (k *killer) left(err error) error {
+// call again. If it succeeded, it says so.
+func (k *killer) leave(err error) error {
+	if k == nil {
+		return err
+	}
+	return k.leaveForced(err)
+}
+
+func (k *killer) leaveForced(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.leaveLocked(err)
@@ -155,143 +84,220 @@ func (k *killer) leaveLocked(err error) error {
 		close(k.returned)
 		k.returned = nil
 	}
-	if k.killed && err != nil && err != driver.ErrSkip {
+	switch err {
+	case nil, driver.ErrSkip, driver.ErrRemoveArgument, ErrKilled:
+		return err // database/sql compares them with ==
+	}
+	if k.killed {
 		return &killedError{err}
 	}
 	return err
 }
 
-// begin is enter for a call with a context.
-func (k *killer) begin(caller context.Context) (context.Context, *call, error) {
+// begin is enter for a call with a context, which it derives from the caller's.
+func (k *killer) begin(ctx context.Context) (context.Context, *call, error) {
+	if k == nil {
+		return ctx, nil, nil
+	}
+	return k.beginForced(ctx)
+}
+
+func (k *killer) beginForced(ctx context.Context) (context.Context, *call, error) {
+	c := &call{s: k.s}
+	ctx, c.cancel = context.WithCancelCause(ctx)
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	if !k.enterLocked() {
+	entered := k.enterLocked()
+	if entered {
+		k.calls[c] = struct{}{}
+	}
+	k.mu.Unlock()
+	if !entered {
+		c.cancel(ErrKilled)
 		return nil, nil, ErrKilled
 	}
-	c := &call{Context: caller, k: k, index: len(k.calls)}
-	k.calls = append(k.calls, c)
-	return c, c, nil
+	return ctx, c, nil
 }
 
-// ended ends the call and its context.
-func (c *call) ended(err error) error {
-	c.k.mu.Lock()
-	defer c.k.mu.Unlock()
-	c.k.endLocked(c)
-	return c.k.leaveLocked(err)
+// end ends the call and its context.
+func (c *call) end(err error) error {
+	if c == nil {
+		return err
+	}
+	return c.endForced(err)
 }
 
-func (k *killer) endLocked(c *call) {
-	if c.index < 0 {
-		return // who has a transaction from a Raw callback may end it twice
-	}
-	last := len(k.calls) - 1
-	k.calls[c.index], k.calls[last].index = k.calls[last], c.index
-	k.calls[last] = nil
-	k.calls = k.calls[:last]
-	c.index = -1
-	if c.made != nil {
-		c.cancel(nil)
-	}
+func (c *call) endForced(err error) error {
+	k := c.s.k
+	k.mu.Lock()
+	delete(k.calls, c) // with its rows, which the owner has closed
+	err = k.leaveLocked(err)
+	k.mu.Unlock()
+	c.cancel(nil)
+	return err
 }
 
 // endExec is end for an Exec. If it may have set a cursor, its context lives on
 // until the connection is returned to the pool.
 func (c *call) endExec(args []driver.NamedValue, err error) error {
+	if c == nil {
+		return err
+	}
 	for i := range args {
 		if out, ok := args[i].Value.(sql.Out); ok && err == nil {
 			switch out.Dest.(type) {
 			case *driver.Rows, *any:
-				return c.k.leave(nil)
+				return c.s.k.leave(nil)
 			}
 		}
 	}
-	return c.end(err)
+	return c.endForced(err)
 }
 
-// last makes the last call that needs the context.
+// endQuery ends a call that brought rows, with which its context lives on.
+func (c *call) endQuery(r driver.Rows, err error) (driver.Rows, error) {
+	if c == nil {
+		return r, err
+	}
+	if err != nil || r == nil {
+		return r, c.endForced(err)
+	}
+	k := c.s.k
+	k.mu.Lock()
+	c.rows = r // before the call has ended: if it was killed, these rows are to be closed
+	k.leaveLocked(nil)
+	k.mu.Unlock()
+	return wrapRows(&rows{Rows: r, call: c}), nil
+}
+
+// last makes the last call that needs the context. After a kill the driver is
+// left to who closes the connection.
 func (c *call) last(f func() error) error {
-	if !c.k.enter() {
-		c.end(nil)
+	if c == nil {
+		return f()
+	}
+	if !c.s.k.enter() {
 		return ErrKilled
 	}
 	return c.end(f())
 }
 
-// rows ends a call that returned rows, or failed.
-func (c *call) rows(r driver.Rows, err error) (driver.Rows, error) {
-	if err != nil {
-		return nil, c.end(err)
+// endUse ends all use: the connection is returned to the pool, or taken from it.
+func (k *killer) endUse() {
+	if k != nil {
+		k.leaveForced(nil) // Raw
+		k.cancelCalls()
 	}
-	c.k.leave(nil)
-	return wrapRows(&rows{Rows: r, call: c}), nil
+}
+
+// cancelCalls ends the contexts that the driver may hold on to.
+func (k *killer) cancelCalls() {
+	if k == nil {
+		return
+	}
+	k.mu.Lock()
+	calls := slices.Collect(maps.Keys(k.calls))
+	if !k.killed { // else who closes the connection has to find their rows
+		clear(k.calls)
+	}
+	k.mu.Unlock()
+	for _, c := range calls {
+		c.cancel(nil)
+	}
+}
+
+// openRows returns the rows that are open, for who closes the connection.
+func (k *killer) openRows() (open []driver.Rows) {
+	if k == nil {
+		return nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for c := range k.calls {
+		if c.rows != nil {
+			open = append(open, c.rows)
+		}
+	}
+	return open
 }
 
 // kill ends what is in use. It reports false if nothing is.
+//
+// A connection that is taken is in use, save for the moment of a ResetSession or
+// of a Stmt.Close in the pool. To kill it then does no harm: its proxy finds the
+// connection retired afterwards, and dials.
 func (s *serverConn) kill() bool {
 	k := s.k
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	if !k.used || k.killed || s.state.Load() == parked {
+	if k.killed || s.state.Load() != taken {
+		k.mu.Unlock()
 		return false
 	}
-	k.killed = true
-	for _, c := range k.calls {
-		c.makeLocked()
+	k.killed = true // from here on the owner enters no more
+	var returned chan struct{}
+	if k.busy {
+		returned = make(chan struct{})
+		k.returned = returned
+	}
+	calls := slices.Collect(maps.Keys(k.calls))
+	k.mu.Unlock()
+	for _, c := range calls {
 		c.cancel(ErrKilled)
 	}
-	if k.busy {
-		k.returned = make(chan struct{})
-	}
-	s.close(k.returned)
+	s.startClosing(returned)
 	return true
 }
 
 // kill kills what is in use on a superseded generation, at once or when its
-// grace is over. If its value is in force again by then, the grace begins anew
-// when that is superseded in its turn.
+// time is over.
 func (c *connector) kill(g *generation) {
 	if c.grace == 0 {
 		g.kill()
-		return
-	}
-	g.later(func() func() bool {
-		return time.AfterFunc(c.grace, func() {
-			switch cur := c.gen.Load(); {
-			case c.ctx.Err() != nil:
-			case cur.value == g.value:
-				g.later(func() func() bool { return context.AfterFunc(cur.ctx, func() { c.kill(g) }) })
-			default:
-				g.kill()
-			}
-		}).Stop
-	})
-}
-
-// later begins a waiting that ends when the generation has drained.
-func (g *generation) later(begin func() (stop func() bool)) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.refs > 0 {
-		g.stop = begin()
+	} else {
+		c.inBackground(func() { c.killLater(g) })
 	}
 }
 
-// kill kills what is in use on a superseded generation, unless that has drained.
+// killLater waits until the time of a superseded generation is over. If its
+// value is in force again by then, nothing is killed, and the time begins anew
+// when that is superseded in its turn.
+func (c *connector) killLater(g *generation) {
+	for {
+		select {
+		case <-time.After(c.grace):
+		case <-g.drained: // or it would be kept in memory for the whole time
+			return
+		case <-c.ctx.Done():
+			return
+		}
+		current := c.current.Load()
+		if current.value != g.value {
+			g.kill()
+			return
+		}
+		select {
+		case <-current.ctx.Done():
+		case <-g.drained:
+			return
+		case <-c.ctx.Done():
+			return
+		}
+	}
+}
+
+// kill kills what is in use on a superseded generation.
 func (g *generation) kill() {
-	n := 0
-	g.mu.Lock()
-	if g.refs == 0 {
-		g.mu.Unlock()
+	if !g.retain() { // it drains when the kill has been logged, not before
 		return
 	}
-	g.refs++ // it drains when the kill has been logged
-	for _, s := range g.conns {
+	g.mu.Lock()
+	conns := slices.Clone(g.conns)
+	g.mu.Unlock()
+	n := 0
+	for _, s := range conns {
 		if s.kill() {
 			n++
 		}
 	}
-	g.mu.Unlock()
 	if n > 0 {
 		g.c.logger().Warn("hotload: connections killed", "generation", g.number, "killed", n)
 	}
@@ -299,7 +305,9 @@ func (g *generation) kill() {
 }
 
 // A killedError is the error of a call that was killed. It matches ErrKilled
-// and nothing else, but the driver's error can be had with errors.As.
+// and nothing else. It has no Unwrap on purpose: the driver's error may be
+// ErrBadConn, and database/sql would run the statement again. That error can be
+// had with errors.As.
 type killedError struct{ err error }
 
 func (e *killedError) Error() string        { return ErrKilled.Error() + ": " + e.err.Error() }
@@ -313,6 +321,7 @@ type rows struct {
 	call    *call
 	columns []string // of the result set
 	more    bool     // another follows
+	buf     []byte   // the bytes of the row, while Next's results are valid
 }
 
 // wrapRows gives rows the optional interfaces that only a newer Go has.
@@ -329,20 +338,46 @@ func (r *rows) Columns() []string {
 
 func (r *rows) Close() error { return r.call.last(r.Rows.Close) }
 
+// Next copies the bytes of the row. They are a part of the driver's buffer,
+// which lives until its next call, and a kill makes one at any time: it closes
+// the rows. database/sql and the program read them after Next has returned.
 func (r *rows) Next(dest []driver.Value) error {
-	if !r.call.k.enter() {
+	if !r.call.s.k.enter() {
 		return ErrKilled
 	}
-	return r.next(r.Rows.Next(dest))
+	err := r.Rows.Next(dest)
+	if err == nil && r.call.s.closed.Load() {
+		err = ErrKilled // by the last resort, which may have overwritten the buffer
+	}
+	if err == nil {
+		r.buf = r.buf[:0]
+		for i, v := range dest {
+			if b, ok := v.([]byte); ok {
+				dest[i] = r.keep(b)
+			}
+		}
+	}
+	return r.next(err)
+}
+
+// keep copies a part of the driver's buffer into one that is the rows' own.
+func (r *rows) keep(b []byte) []byte {
+	if b == nil {
+		return nil
+	}
+	n := len(r.buf)
+	r.buf = append(r.buf, b...)
+	return r.buf[n:len(r.buf):len(r.buf)]
 }
 
 // next ends a call that asked for a row. At the end of a result set it asks for
-// the next in the same call: afterwards the connection can have been killed.
+// the next in the same call: afterwards the connection can have been killed, and
+// rows that have ended without an error must close.
 func (r *rows) next(err error) error {
-	if sets, ok := r.Rows.(driver.RowsNextResultSet); ok && err == io.EOF && r.call.k.enter() {
+	if sets, ok := r.Rows.(driver.RowsNextResultSet); ok && err == io.EOF && !r.call.s.closed.Load() {
 		r.more = sets.HasNextResultSet()
 	}
-	return r.call.k.leave(err)
+	return r.call.s.k.leave(err)
 }
 
 func (r *rows) HasNextResultSet() bool { return r.more }
@@ -352,18 +387,18 @@ func (r *rows) NextResultSet() error {
 	if !ok {
 		return io.EOF
 	}
-	if !r.call.k.enter() {
+	if !r.call.s.k.enter() {
 		return ErrKilled
 	}
 	r.columns = nil
-	return r.call.k.leave(sets.NextResultSet())
+	return r.call.s.k.leave(sets.NextResultSet())
 }
 
 // ask calls the driver's rows unless they lack an interface, or were killed.
 func ask[Interface any](r *rows, f func(Interface)) {
-	if prop, ok := r.Rows.(Interface); ok && r.call.k.enter() {
-		defer r.call.k.leave(nil)
+	if prop, ok := r.Rows.(Interface); ok && r.call.s.k.enter() {
 		f(prop)
+		r.call.s.k.leave(nil)
 	}
 }
 

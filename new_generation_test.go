@@ -57,7 +57,7 @@ func (d voidCtxFake) OpenConnector(value string) (driver.Connector, error) {
 	if d.void("OpenConnector", value) {
 		return nil, nil
 	}
-	return &voidConnector{fakeConnector{d.fake, value}, d.voidFake}, nil
+	return &voidConnector{fakeConnector{f: d.fake, value: value}, d.voidFake}, nil
 }
 
 func (c *voidConnector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -439,7 +439,7 @@ type (
 )
 
 func (d heavyFake) OpenConnector(value string) (driver.Connector, error) {
-	c := &heavyConnector{fakeConnector: fakeConnector{d.fake, value}}
+	c := &heavyConnector{fakeConnector: fakeConnector{f: d.fake, value: value}}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	*d.made = append(*d.made, weak.Make(c))

@@ -167,7 +167,7 @@ func TestKilledRowStaysAtLastResort(t *testing.T) {
 			f, src := newLite(t), newSource("1")
 			f.onCall = func(_ context.Context, _ *liteConn, call string) error {
 				if call == "Exec deaf" {
-					time.Sleep(3 * lastResort)
+					time.Sleep(3 * patience)
 				}
 				return nil
 			}
@@ -182,7 +182,7 @@ func TestKilledRowStaysAtLastResort(t *testing.T) {
 			done := liteGo(t, func() { tx.Exec("deaf") })
 			synctest.Wait()
 			src.set("2")
-			time.Sleep(2 * lastResort)
+			time.Sleep(2 * patience)
 			want(t, "connections closed during a call", f.lastResorts(), 1)
 			check := func(when string) {
 				t.Helper()
@@ -259,7 +259,7 @@ type edgeRows struct {
 }
 
 func (d edgeFake) OpenConnector(value string) (driver.Connector, error) {
-	return edgeConnector{&fakeConnector{d.fake, value}, d.values}, nil
+	return edgeConnector{&fakeConnector{f: d.fake, value: value}, d.values}, nil
 }
 
 func (c edgeConnector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -357,7 +357,7 @@ func TestKillReleasesAfterCall(t *testing.T) {
 		{"Close rows", inTx(func(_ *sql.Tx, _ *sql.Stmt, rows *sql.Rows) { rows.Close() })},
 		{"Commit", inTx(func(tx *sql.Tx, _ *sql.Stmt, _ *sql.Rows) { tx.Commit() })},
 	} {
-		for _, takes := range []time.Duration{lastResort / 2, 5 * lastResort} {
+		for _, takes := range []time.Duration{patience / 2, 5 * patience} {
 			for _, fails := range []bool{false, true} {
 				bubble(t, fmt.Sprintf("%s takes %v,fails=%t", during.call, takes, fails), func(t *testing.T) {
 					f, src := newLite(t), newSource("1")
@@ -383,7 +383,7 @@ func TestKillReleasesAfterCall(t *testing.T) {
 					}
 					<-done
 					synctest.Wait()
-					want(t, "connections closed during a call", f.lastResorts(), map[bool]int{true: 1}[takes > lastResort])
+					want(t, "connections closed during a call", f.lastResorts(), map[bool]int{true: 1}[takes > patience])
 					want(t, "server connections of the old value when the call has returned", f.held("1"), 0)
 					want(t, "the old file is locked", f.locked("1"), false)
 				})
@@ -400,7 +400,7 @@ func TestKillReleasesSlowly(t *testing.T) {
 			f, src := newLite(t), newSource("1")
 			f.onCall = func(_ context.Context, c *liteConn, call string) error {
 				if call == slow && c.value == "1" {
-					time.Sleep(5 * lastResort)
+					time.Sleep(5 * patience)
 				}
 				return nil
 			}
@@ -413,7 +413,7 @@ func TestKillReleasesSlowly(t *testing.T) {
 				all = append(all, liteQuery(t, func() (*sql.Rows, error) { return stmt.Query() }))
 			}
 			src.set("2")
-			time.Sleep(lastResort + lastResort/2)
+			time.Sleep(patience + patience/2)
 			want(t, "connections closed after a second and a half", f.closed(), 1)
 			for _, rows := range all {
 				rows.Close()
@@ -463,7 +463,7 @@ func TestNothingAfterLastResort(t *testing.T) {
 		{"Prepare exec", func(t *testing.T, conn *sql.Conn) { conn.ExecContext(t.Context(), "exec") }},
 		{"Close statement exec", func(t *testing.T, conn *sql.Conn) { conn.ExecContext(t.Context(), "exec") }},
 	} {
-		for _, takes := range []time.Duration{lastResort / 2, 3 * lastResort} {
+		for _, takes := range []time.Duration{patience / 2, 3 * patience} {
 			bubble(t, fmt.Sprintf("%s takes %v", row.late, takes), func(t *testing.T) {
 				f, src := newLite(t), newSource("1")
 				armed, closes := false, 0
@@ -492,7 +492,7 @@ func TestNothingAfterLastResort(t *testing.T) {
 				<-done
 				synctest.Wait()
 				want(t, "connections closed", f.closed(), 1) // the fake polices the rest
-				want(t, "connections closed during a call", f.lastResorts(), map[bool]int{true: 1}[takes > lastResort])
+				want(t, "connections closed during a call", f.lastResorts(), map[bool]int{true: 1}[takes > patience])
 				want(t, "Closes of the statement that was there before", closes, 1)
 				want(t, "server connections of the old value", f.held("1"), 0)
 			})

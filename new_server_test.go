@@ -66,7 +66,7 @@ func (d bugFake) Open(value string) (driver.Conn, error) {
 
 func (d bugCtxFake) OpenConnector(value string) (driver.Connector, error) {
 	d.bug("OpenConnector", value)
-	return &bugConnector{fakeConnector{d.fake, value}, d.bugFake}, nil
+	return &bugConnector{fakeConnector{f: d.fake, value: value}, d.bugFake}, nil
 }
 
 func (c *bugConnector) Connect(ctx context.Context) (driver.Conn, error) {

@@ -19,7 +19,9 @@ type stmt struct {
 	checker driver.NamedValueChecker // si, or the connection, or nil
 }
 
-// A columnStmt is a stmt of a driver whose statements are ColumnConverters.
+// A columnStmt is a stmt of a driver whose statements are ColumnConverters. Of
+// others database/sql must not find a ColumnConverter: it would convert by it
+// and ask no NamedValueChecker.
 type columnStmt struct{ *stmt }
 
 var (
@@ -29,13 +31,36 @@ var (
 	_ driver.ColumnConverter   = columnStmt{}
 )
 
+// prepare prepares the statement on s, within a call that was begun there. It
+// is ctxDriverPrepare of database/sql.
 func (st *stmt) prepare(ctx context.Context, s *serverConn) error {
-	si, err := prepare(ctx, s.ci, st.text)
+	var si driver.Stmt
+	var err error
+	c, ok := s.ci.(driver.ConnPrepareContext)
+	if ok {
+		si, err = c.PrepareContext(ctx, st.text)
+	} else {
+		si, err = s.ci.Prepare(st.text)
+	}
 	if err != nil {
 		return err
 	}
+	if si == nil {
+		return errors.New("hotload: the driver returned neither a statement nor an error")
+	}
+	// From here on it closes with its connection, if it does not before.
+	if s.stmts == nil {
+		s.stmts = make(map[*stmt]driver.Stmt)
+	}
+	s.stmts[st] = si
+	if !ok && ctx.Err() != nil {
+		if !s.closed.Load() { // by the last resort of a kill
+			delete(s.stmts, st)
+			si.Close()
+		}
+		return ctx.Err()
+	}
 	st.s, st.si = s, si
-	var ok bool
 	if st.exec, ok = si.(driver.StmtExecContext); !ok {
 		st.exec = plainStmt{si}
 	}
@@ -45,21 +70,21 @@ func (st *stmt) prepare(ctx context.Context, s *serverConn) error {
 	if st.checker, ok = si.(driver.NamedValueChecker); !ok {
 		st.checker = s.checker
 	}
-	if s.stmts == nil {
-		s.stmts = make(map[*stmt]driver.Stmt)
-	}
-	s.stmts[st] = si
 	return nil
 }
 
-// Close closes the driver's statement, unless that was closed with its server
-// connection. It may come when the connection is back in the pool.
+// Close closes the driver's statement, unless that is closed with its server
+// connection. It may come when the connection is back in the pool, at the same
+// time as a change.
 func (st *stmt) Close() error {
 	s := st.s
 	if s.state.CompareAndSwap(idle, taken) {
-		defer s.disown() // no use: nothing is killed
-	} else if s.state.Load() != taken || !s.k.enter() {
-		return nil
+		defer s.giveBack()
+	} else if s.state.Load() != taken {
+		return nil // retired: who won the swap closes the statement too
+	}
+	if !s.k.enter() {
+		return nil // killed: the same
 	}
 	if _, open := s.stmts[st]; !open { // closed already, in a Raw callback
 		return s.k.leave(nil)
@@ -68,18 +93,19 @@ func (st *stmt) Close() error {
 	return s.k.leave(st.si.Close())
 }
 
-// there reports whether the statement is prepared where it is to run, so that
-// it can be asked about its arguments. Else they are converted later.
-func (st *stmt) there() bool {
+// enter begins a call of the driver's statement, to ask it about its arguments.
+// It reports false if the statement is not prepared where it is to run: then
+// the arguments are converted later.
+func (st *stmt) enter() bool {
 	p := st.p
-	p.unchecked = !(p.used || p.take()) || st.s != p.s
+	p.unchecked = !p.use() || st.s != p.s
 	return !p.unchecked && st.s.k.enter()
 }
 
 // NumInput returns -1, for unknown, if the statement has to be prepared again.
 // Then the arguments are counted when they are converted.
 func (st *stmt) NumInput() int {
-	if !st.there() {
+	if !st.enter() {
 		return -1
 	}
 	n := st.si.NumInput()
@@ -88,19 +114,18 @@ func (st *stmt) NumInput() int {
 }
 
 func (st *stmt) CheckNamedValue(nv *driver.NamedValue) error {
-	if !st.there() {
+	if !st.enter() {
 		return nil
 	}
 	err := driver.ErrSkip
 	if st.checker != nil {
 		err = st.checker.CheckNamedValue(nv)
 	}
-	st.s.k.leave(nil)
-	return err
+	return st.s.k.leave(err)
 }
 
 func (st columnStmt) ColumnConverter(i int) driver.ValueConverter {
-	if cc, ok := st.si.(driver.ColumnConverter); ok && st.there() {
+	if cc, ok := st.si.(driver.ColumnConverter); ok && st.enter() {
 		defer st.s.k.leave(nil)
 		return cc.ColumnConverter(i)
 	}
@@ -116,7 +141,7 @@ func (st *stmt) Query(args []driver.Value) (driver.Rows, error) {
 }
 
 func (st *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
-	if st.p.ready() && st.s == st.p.s {
+	if st.p.direct() && st.s == st.p.s {
 		return st.exec.ExecContext(ctx, args)
 	}
 	ctx, call, args, err := st.begin(ctx, args)
@@ -124,10 +149,7 @@ func (st *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driv
 		return nil, err
 	}
 	res, err := st.exec.ExecContext(ctx, args)
-	if call != nil {
-		err = call.endExec(args, err)
-	}
-	return res, err
+	return res, call.endExec(args, err)
 }
 
 func (st *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
@@ -136,13 +158,11 @@ func (st *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (dri
 		return nil, err
 	}
 	r, err := st.query.QueryContext(ctx, args)
-	if call != nil {
-		return call.rows(r, err)
-	}
-	return r, err
+	return call.endQuery(r, err)
 }
 
-// begin begins a call with the statement prepared and the arguments converted.
+// begin begins a call on the server connection of the proxy, where it prepares
+// the statement if it is not yet, and then converts the arguments.
 func (st *stmt) begin(ctx context.Context, args []driver.NamedValue) (context.Context, *call, []driver.NamedValue, error) {
 	s, ctx, call, err := st.p.begin(ctx)
 	if err != nil {
@@ -165,19 +185,6 @@ func (st *stmt) begin(ctx context.Context, args []driver.NamedValue) (context.Co
 
 // What follows does for a driver's connection what database/sql would have
 // done, had it held that connection itself: ctxutil.go and convert.go there.
-
-// prepare is ctxDriverPrepare.
-func prepare(ctx context.Context, ci driver.Conn, query string) (driver.Stmt, error) {
-	if c, ok := ci.(driver.ConnPrepareContext); ok {
-		return c.PrepareContext(ctx, query)
-	}
-	si, err := ci.Prepare(query)
-	if err == nil && ctx.Err() != nil {
-		si.Close()
-		return nil, ctx.Err()
-	}
-	return si, err
-}
 
 // plainExecer, plainQueryer and plainStmt are ctxDriverExec and its like: they
 // call methods that take neither contexts nor names.

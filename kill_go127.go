@@ -2,10 +2,13 @@
 
 package hotload
 
-import "database/sql/driver"
+import (
+	"database/sql"
+	"database/sql/driver"
+)
 
 // A scannerRows is rows of a driver that scans columns itself. database/sql
-// does not call Next then.
+// calls NextRow and ScanColumn then, and not Next.
 type scannerRows struct {
 	*rows
 	scanner driver.RowsColumnScanner
@@ -23,15 +26,25 @@ func init() {
 }
 
 func (r scannerRows) NextRow() error {
-	if !r.call.k.enter() {
+	if !r.call.s.k.enter() {
 		return ErrKilled
 	}
+	r.buf = r.buf[:0]
 	return r.next(r.scanner.NextRow())
 }
 
+// ScanColumn copies the bytes that the driver has filled a RawBytes with, as
+// Next does.
 func (r scannerRows) ScanColumn(scanCtx driver.ScanContext, index int, dest any) error {
-	if !r.call.k.enter() {
+	if !r.call.s.k.enter() {
 		return ErrKilled
 	}
-	return r.call.k.leave(r.scanner.ScanColumn(scanCtx, index, dest))
+	err := r.scanner.ScanColumn(scanCtx, index, dest)
+	if err == nil && r.call.s.closed.Load() {
+		err = ErrKilled
+	}
+	if raw, ok := dest.(*sql.RawBytes); ok && err == nil {
+		*raw = r.keep(*raw)
+	}
+	return r.call.s.k.leave(err)
 }

@@ -1,0 +1,293 @@
+package hotload
+
+import (
+	"context"
+	"database/sql/driver"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+)
+
+// The states of a server connection.
+//
+//	state    meaning                                      becomes
+//	idle     nothing has run on it since it was opened    taken: an operation begins; or, for a moment,
+//	         or taken from the pool                       a ResetSession or a Stmt.Close in the pool
+//	                                                      retired: its generation is superseded
+//	taken    its owner's alone: something runs on it,     idle: returned to the pool, or the moment is over
+//	         or has run                                   retired: the same, its generation superseded meanwhile
+//	retired  detached from its proxy, which dials when    nothing
+//	         it is next used; closing, or closed
+//
+// Who makes a connection taken owns it until it is idle again. Who makes it
+// retired closes it, and nobody else does. Closing a proxy retires its server
+// connection from whatever state.
+//
+// A change comes at any time, and waits for nobody. Two rules see to it that
+// nothing runs on an old value and nothing is forgotten:
+//
+//  1. publish first stores the new generation and then sweeps the connections of
+//     the old one: it retires those that are idle. (It must not look the other
+//     way round: what is dialled between the two would be missed.)
+//  2. An owner first changes the state and then loads the generation: in take,
+//     and again in giveBack. Superseded, he retires the connection himself.
+//
+// All of these are atomic operations in one total order. So if the owner, having
+// made the state taken, loads the old generation, the new one was stored later,
+// and the sweep later still: it finds the connection taken, leaves it alone and
+// counts it as in use. And if the sweep found it taken, the owner who makes it
+// idle afterwards loads the new generation. One of the two always sees the other.
+const (
+	idle int32 = iota
+	taken
+	retired
+)
+
+// A serverConn is a connection of the driver. The proxy that database/sql
+// holds is apart from it: a proxy outlives its server connection, and what is
+// done to a server connection that was retired cannot touch its successor.
+type serverConn struct {
+	gen   *generation
+	index int // in gen.conns, guarded by gen.mu
+	ci    driver.Conn
+	k     *killer // nil without forceKill: read its methods as nothing
+	state atomic.Int32
+
+	// What most operations ask of ci; nil where the driver has none.
+	execer    driver.ExecerContext
+	queryer   driver.QueryerContext
+	resetter  driver.SessionResetter
+	validator driver.Validator
+	checker   driver.NamedValueChecker
+
+	stmts map[*stmt]driver.Stmt // open; the owner's, then whoever closes the connection's
+
+	cancel  context.CancelFunc        // ends the dial's context
+	closing atomic.Pointer[time.Time] // when its closing began; nil if it has not
+	closed  atomic.Bool               // ci.Close has begun
+	gone    chan struct{}             // closed when ci is
+	err     error                     // of ci.Close, published by gone
+}
+
+func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *serverConn {
+	s := &serverConn{gen: g, ci: ci, cancel: cancel, gone: make(chan struct{})}
+	if g.c.forceKill {
+		s.k = newKiller(s)
+	}
+	s.resetter, _ = ci.(driver.SessionResetter)
+	s.validator, _ = ci.(driver.Validator)
+	s.checker, _ = ci.(driver.NamedValueChecker)
+	switch ci := ci.(type) {
+	case driver.ExecerContext:
+		s.execer = ci
+	case driver.Execer:
+		s.execer = plainExecer{ci}
+	}
+	switch ci := ci.(type) {
+	case driver.QueryerContext:
+		s.queryer = ci
+	case driver.Queryer:
+		s.queryer = plainQueryer{ci}
+	}
+	return s
+}
+
+// superseded reports whether another value is in force.
+func (s *serverConn) superseded() bool { return s.gen != s.gen.c.current.Load() }
+
+// take makes the caller the owner. It reports false if the connection is
+// retired, or superseded: then it is retired now. The caller holds the proxy,
+// and database/sql lets one at a time do so: if the connection is taken already
+// it is the caller's.
+func (s *serverConn) take() bool {
+	// Who loses this swap lost it to the sweep, which closes the connection.
+	if s.state.Load() != taken && !s.state.CompareAndSwap(idle, taken) {
+		return false
+	}
+	// Rule 2: a change may have come before the swap. Nothing has run yet, so
+	// nothing is lost.
+	if s.superseded() {
+		s.retire()
+		return false
+	}
+	return true
+}
+
+// hold is take for the moments in which nothing begins: the session is reset,
+// a statement of the pool closes, the connection is returned. It may be a
+// superseded one.
+func (s *serverConn) hold() bool {
+	return s.state.Load() == taken || s.state.CompareAndSwap(idle, taken)
+}
+
+// giveBack is the end of take and of hold.
+func (s *serverConn) giveBack() {
+	s.state.Store(idle)
+	if s.superseded() { // rule 2: the sweep may have found it taken, and left it
+		s.retireIdle()
+	}
+}
+
+// retireIdle retires the connection if nobody owns it, and reports whether it
+// did. Of several that try at a time one succeeds.
+func (s *serverConn) retireIdle() bool {
+	if !s.state.CompareAndSwap(idle, retired) {
+		return false
+	}
+	s.startClosing(nil)
+	return true
+}
+
+// retire retires the connection for its owner. It reports false if that has
+// happened already.
+func (s *serverConn) retire() bool {
+	if s.state.Swap(retired) == retired {
+		return false
+	}
+	s.startClosing(nil)
+	return true
+}
+
+// startClosing closes the connection in the background, so that nobody has to
+// wait for a slow Close: after the call in progress has returned, if there is
+// one.
+func (s *serverConn) startClosing(returned <-chan struct{}) {
+	s.gen.c.inBackground(func() { s.close(returned) })
+}
+
+// closeAll closes connections that have been retired, of which none waits for
+// another. Each goroutine starts the next before it calls the driver. Started in
+// a loop, ten thousand of them would keep all else in the program from running.
+func closeAll(conns []*serverConn) {
+	if len(conns) > 0 {
+		conns[0].gen.c.inBackground(func() {
+			closeAll(conns[1:])
+			conns[0].close(nil)
+		})
+	}
+}
+
+// close closes what is open on the connection and then the connection, as
+// database/sql does: SQLite keeps a closed connection's file open while a
+// statement of it is.
+func (s *serverConn) close(returned <-chan struct{}) {
+	// A connection that was killed is retired once more when it is returned.
+	if now := time.Now(); !s.closing.CompareAndSwap(nil, &now) {
+		return
+	}
+	if returned != nil {
+		select {
+		case <-returned:
+		case <-time.After(patience):
+			// The last resort: the driver's Close, beside the call that does not
+			// return. What is open is the call's until then, and closes when it
+			// returns at last. Until then its caller waits. "Drained" does not.
+			s.closeConn()
+			go func() {
+				<-returned
+				s.closeChildren()
+			}()
+			return
+		}
+	}
+	s.closeChildren()
+	s.closeConn()
+}
+
+// closeChildren closes the rows and the statements that are open on a
+// connection whose owner the caller is. With forceKill, one that hangs does not
+// keep the connection open for longer than patience in all.
+func (s *serverConn) closeChildren() {
+	rows := s.k.openRows()
+	if len(rows)+len(s.stmts) == 0 {
+		return
+	}
+	if s.k != nil {
+		limit := time.AfterFunc(patience, func() { s.gen.c.inBackground(s.closeConn) })
+		defer limit.Stop()
+	}
+	for _, r := range rows {
+		safely(func() error { return r.Close() })
+	}
+	for _, si := range s.stmts {
+		safely(func() error { return si.Close() })
+	}
+}
+
+// closeConn calls the driver's Close, once.
+func (s *serverConn) closeConn() {
+	if !s.closed.CompareAndSwap(false, true) {
+		return // the last resort, or the limit of closeChildren, was first
+	}
+	s.err = safely(func() error { return s.ci.Close() })
+	s.cancel()
+	s.k.cancelCalls()
+	close(s.gone)
+	s.gen.release(s)
+}
+
+func (s *serverConn) isClosed() bool {
+	select {
+	case <-s.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+// awaitClosed waits until a connection that is closing is closed, while patience
+// with it lasts and for at most half of the time that the caller has.
+func (s *serverConn) awaitClosed(ctx context.Context) bool {
+	if s.isClosed() {
+		return true
+	}
+	wait := patience
+	if began := s.closing.Load(); began != nil {
+		wait -= time.Since(*began)
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(deadline)/2)
+	}
+	limit := time.NewTimer(wait)
+	defer limit.Stop()
+	select {
+	case <-s.gone:
+		return true
+	case <-limit.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// safely calls the driver in a goroutine of hotload's, where a panic would end
+// the program, and makes an error of it. Pass a function literal: for a method
+// of a nil value, s.ci.Close alone would panic before safely is called.
+func safely(f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &driverPanic{v, debug.Stack()}
+		}
+	}()
+	return f()
+}
+
+// A driverPanic is a panic of the driver as an error.
+type driverPanic struct {
+	value any
+	stack []byte
+}
+
+// Error tells the text of a runtime error, such as an index out of range. Any
+// other text is the driver's, and may quote the connection string.
+func (p *driverPanic) Error() string {
+	if e, ok := p.value.(runtime.Error); ok {
+		return "hotload: the driver panicked: " + e.Error()
+	}
+	return fmt.Sprintf("hotload: the driver panicked with a %T", p.value)
+}
+
+// Stack returns the stack of the panic, which holds no strings of the program.
+// It can be had with errors.As and an interface that has this method.
+func (p *driverPanic) Stack() []byte { return p.stack }
