@@ -86,7 +86,7 @@ func TestRawKeepsDeadline(t *testing.T) {
 						}))
 						most := row.most
 						if kind == "Connect, deaf" && !row.dialled {
-							most += lastResort // for the driver to return
+							most += patience // for the driver to return
 						}
 						if took := time.Since(start); took > most {
 							t.Errorf("Raw took %v, want at most %v", took, most)
@@ -115,7 +115,7 @@ type (
 var errFailing = errors.New("fake: Close failed")
 
 func (d failingFake) OpenConnector(value string) (driver.Connector, error) {
-	return failingConnector{&fakeConnector{d.fake, value}}, nil
+	return failingConnector{&fakeConnector{f: d.fake, value: value}}, nil
 }
 
 func (c failingConnector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -134,7 +134,7 @@ func (c failingConn) Close() error {
 // DB.Close tells the driver's error of a Close, as without hotload, also when
 // another Close was slow once.
 func TestCloseErrorAfterSlowClose(t *testing.T) {
-	for _, slow := range []time.Duration{0, lastResort / 2, 2 * lastResort} {
+	for _, slow := range []time.Duration{0, patience / 2, 2 * patience} {
 		bubble(t, slow.String(), func(t *testing.T) {
 			f := newFake(t)
 			var pause atomic.Int64

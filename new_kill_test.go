@@ -519,7 +519,7 @@ func TestKillStormOverFiles(t *testing.T) {
 						case <-ctx.Done():
 						}
 					case (n == 500 || n == 1000) && call != "Close connection":
-						time.Sleep(lastResort + lastResort/5) // deaf
+						time.Sleep(patience + patience/5) // deaf
 					}
 					return nil
 				}
@@ -710,7 +710,7 @@ type (
 )
 
 func (d outFake) OpenConnector(value string) (driver.Connector, error) {
-	return outConnector{&fakeConnector{d.fake, value}, d}, nil
+	return outConnector{&fakeConnector{f: d.fake, value: value}, d}, nil
 }
 
 func (c outConnector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -832,7 +832,7 @@ type (
 )
 
 func (d checkFake) OpenConnector(value string) (driver.Connector, error) {
-	return checkConnector{&fakeConnector{d.fake, value}, d}, nil
+	return checkConnector{&fakeConnector{f: d.fake, value: value}, d}, nil
 }
 
 func (c checkConnector) Connect(ctx context.Context) (driver.Conn, error) {
