@@ -38,6 +38,7 @@ func TestRawKeepsDeadline(t *testing.T) {
 				for _, options := range []string{"", "forceKill=true"} {
 					bubble(t, fmt.Sprintf("%s,%s,from the pool=%t,%s", row.name, kind, pooled, options), func(t *testing.T) {
 						f, src := newFake(t), newSource("1")
+						t.Cleanup(func() { time.Sleep(forEver) }) // for a deaf dial to return
 						f.onOpen = func(ctx context.Context, value string) error {
 							if value == "1" {
 								return nil

@@ -552,10 +552,12 @@ func TestKillStormOverFiles(t *testing.T) {
 					var value string
 					for n := 1; rows.Next(); n++ {
 						var text, number string
-						must(t, "Scan", rows.Scan(&text, &number))
+						if err := rows.Scan(&text, &number); err != nil {
+							t.Errorf("Scan: %v", err)
+							return
+						}
 						if n == 1 {
-							value = strings.TrimLeft(strings.TrimPrefix(text, "text of "), " ")
-							value = strings.TrimRight(value, "+")
+							value = strings.Trim(text, "text of +")
 						}
 						wantText, wantNumber := liteRow(value, 0, n)
 						if text != wantText || number != wantNumber {
@@ -814,51 +816,6 @@ func TestKilledCountsWhatWasInUse(t *testing.T) {
 	})
 }
 
-// A checkFake's connection asks its server about an argument, until it is
-// closed under it.
-type (
-	checkFake struct {
-		ctxFake
-		in, out chan bool
-	}
-	checkConnector struct {
-		*fakeConnector
-		d checkFake
-	}
-	checkConn struct {
-		*fakeConn
-		d checkFake
-	}
-)
-
-func (d checkFake) OpenConnector(value string) (driver.Connector, error) {
-	return checkConnector{&fakeConnector{f: d.fake, value: value}, d}, nil
-}
-
-func (c checkConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	ci, err := c.fakeConnector.Connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return checkConn{ci.(*fakeConn), c.d}, nil
-}
-
-func (c checkConn) CheckNamedValue(nv *driver.NamedValue) error {
-	if c.value == "1" && nv.Value == "ask" {
-		close(c.d.in)
-		<-c.d.out
-		return driver.ErrBadConn
-	}
-	return driver.ErrSkip
-}
-
-func (c checkConn) Close() error {
-	if c.value == "1" {
-		close(c.d.out)
-	}
-	return c.fakeConn.Close()
-}
-
 // A call that is killed while its argument is checked matches ErrKilled. Only
 // outside a transaction, where nothing can have been sent, may it run again, on
 // the new value.
@@ -866,9 +823,23 @@ func TestKilledCheckOfArgument(t *testing.T) {
 	for _, prepared := range []bool{false, true} {
 		for _, inTx := range []bool{false, true} {
 			bubble(t, fmt.Sprintf("prepared=%t,in a transaction=%t", prepared, inTx), func(t *testing.T) {
-				d := checkFake{ctxFake{newFake(t)}, make(chan bool), make(chan bool)}
-				src := newSource("1")
-				db := open(t, d, src, "forceKill=true")
+				f, src := newFake(t), newSource("1")
+				f.lenient.Store(true) // for the last resort
+				in, out := make(chan bool), make(chan bool)
+				f.onCall = func(_ context.Context, c *fakeConn, call string) error {
+					if call != "CheckNamedValue" || c.value != "1" {
+						return nil
+					}
+					close(in) // the driver asks its server, until the connection is closed under it
+					<-out
+					return driver.ErrBadConn
+				}
+				f.onClose = func(c *fakeConn) {
+					if c.value == "1" {
+						close(out)
+					}
+				}
+				db := open(t, ctxFake{f}, src, "forceKill=true")
 				var on interface {
 					Exec(string, ...any) (sql.Result, error)
 					Prepare(string) (*sql.Stmt, error)
@@ -885,9 +856,8 @@ func TestKilledCheckOfArgument(t *testing.T) {
 					t.Cleanup(func() { stmt.Close() })
 					exec = func() (sql.Result, error) { return stmt.Exec("ask") }
 				}
-				d.lenient.Store(true) // closed during a call, and over its statement
 				go func() {
-					<-d.in
+					<-in
 					src.set("2")
 				}()
 				res, err := exec()
