@@ -134,7 +134,7 @@ var errLiteClosed = errors.New("fake: the connection is closed")
 func (c *liteConn) call(ctx context.Context, child *liteChild, call string, do func() error) error {
 	f := c.f
 	f.mu.Lock()
-	left := child != nil && c.lastResort && !child.tooLate && strings.HasPrefix(call, "Close ")
+	left := child != nil && (c.lastResort || f.untidy) && !child.tooLate && strings.HasPrefix(call, "Close ")
 	if c.closed && !left {
 		f.t.Errorf("%s on a connection (%s) that is closed", call, c.value)
 		f.mu.Unlock()

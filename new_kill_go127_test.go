@@ -133,6 +133,39 @@ func TestKilledScannedRowStays(t *testing.T) {
 	}
 }
 
+// RawBytes that are scanned in the instant of the last resort hold the right
+// row, or there is an error.
+func TestKilledScanAtTheLastMoment(t *testing.T) {
+	for range 300 {
+		synctest.Test(t, func(t *testing.T) {
+			f, src := newLite(t), newSource("1")
+			f.heedless = true
+			f.onCall = func(_ context.Context, c *liteConn, call string) error {
+				if call == "ScanColumn" && c.value == "1" {
+					time.Sleep(patience)
+				}
+				return nil
+			}
+			db := open(t, liteScanFake{liteCtxFake{f}}, src, "forceKill=true")
+			rows := liteQuery(t, func() (*sql.Rows, error) { return db.Query("select") })
+			want(t, "a row", rows.Next(), true)
+			liteGo(t, func() {
+				var text, number sql.RawBytes
+				if err := rows.Scan(&text, &number); err != nil {
+					mustBeKilled(t, "Scan", err)
+					return
+				}
+				wantText, wantNumber := liteRow("1", 0, 1)
+				if string(text) != wantText || string(number) != wantNumber {
+					t.Errorf("have row %q, %q, want %q, %q", text, number, wantText, wantNumber)
+				}
+			})
+			synctest.Wait()
+			src.set("2")
+		})
+	}
+}
+
 // What ScanColumn leaves in RawBytes is nil where the driver has nil, and empty
 // where it has empty, with forceKill as without.
 func TestKillKeepsScannedValues(t *testing.T) {

@@ -204,6 +204,43 @@ func TestKilledRowStaysAtLastResort(t *testing.T) {
 	}
 }
 
+// A row that comes in the instant of the last resort is the right one, or there
+// is an error: it is copied before the driver's Close can overwrite it. Run it
+// with -race, which sees what chance does not show.
+func TestKilledRowAtTheLastMoment(t *testing.T) {
+	for range 300 {
+		synctest.Test(t, func(t *testing.T) {
+			f, src := newLite(t), newSource("1")
+			f.heedless = true
+			f.onCall = func(_ context.Context, c *liteConn, call string) error {
+				if call == "Next" && c.value == "1" {
+					time.Sleep(patience)
+				}
+				return nil
+			}
+			db := open(t, liteCtxFake{f}, src, "forceKill=true")
+			rows := liteQuery(t, func() (*sql.Rows, error) { return db.Query("select") })
+			liteGo(t, func() {
+				if !rows.Next() {
+					mustBeKilled(t, "Rows.Err", rows.Err())
+					return
+				}
+				var text, number string
+				if err := rows.Scan(&text, &number); err != nil {
+					mustBeKilled(t, "Scan", err)
+					return
+				}
+				wantText, wantNumber := liteRow("1", 0, 1)
+				if text != wantText || number != wantNumber {
+					t.Errorf("have row %q, %q, want %q, %q", text, number, wantText, wantNumber)
+				}
+			})
+			synctest.Wait()
+			src.set("2")
+		})
+	}
+}
+
 // A driver's rows reach the program as they are: nil stays nil, empty stays
 // empty, and a value that is no []byte stays of its type.
 func TestKillKeepsValues(t *testing.T) {
@@ -447,6 +484,44 @@ func TestKillReleasesRowsOfRaw(t *testing.T) {
 			return nil
 		}))
 	})
+}
+
+// A Raw callback counts as a call in progress whose end cannot be seen. Rows
+// that are open beside it are released when the connection is returned.
+func TestKillReleasesAfterRaw(t *testing.T) {
+	for _, uses := range []bool{false, true} {
+		bubble(t, fmt.Sprintf("rows are used after it=%t", uses), func(t *testing.T) {
+			f, src := newLite(t), newSource("1")
+			f.untidy = true // the fake cannot see the call in progress either
+			db := open(t, liteCtxFake{f}, src, "forceKill=true")
+			conn, err := db.Conn(t.Context())
+			must(t, "conn", err)
+			defer conn.Close()
+			tx := liteBegin(t, conn)
+			_, err = tx.Exec("write")
+			must(t, "exec", err)
+			rows := liteQuery(t, func() (*sql.Rows, error) { return tx.Query("select") })
+			want(t, "a row", rows.Next(), true)
+			must(t, "Raw", conn.Raw(func(dc any) error {
+				dc.(interface{ Raw() driver.Conn }).Raw()
+				return nil
+			}))
+			src.set("2")
+			time.Sleep(2 * patience)
+			want(t, "connections closed", f.closed(), 1)
+			if uses {
+				want(t, "a row after the kill", rows.Next(), false)
+				mustBeKilled(t, "Rows.Err", rows.Err())
+			} else {
+				rows.Close()
+				mustBeKilled(t, "Commit", tx.Commit())
+				conn.Close()
+			}
+			synctest.Wait()
+			want(t, "server connections of the old value", f.held("1"), 0)
+			want(t, "the old file is locked", f.locked("1"), false)
+		})
+	}
 }
 
 // After the last resort a driver without contexts gets no call for what came
