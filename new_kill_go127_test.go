@@ -10,6 +10,7 @@ import (
 	"io"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // A liteScanFake is a liteFake whose rows scan columns themselves: database/sql
@@ -140,6 +141,7 @@ func TestKilledScanAtTheLastMoment(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			f, src := newLite(t), newSource("1")
 			f.heedless = true
+			f.untidy = true // the call is over in the fake, and not yet in hotload
 			f.onCall = func(_ context.Context, c *liteConn, call string) error {
 				if call == "ScanColumn" && c.value == "1" {
 					time.Sleep(patience)

@@ -212,6 +212,7 @@ func TestKilledRowAtTheLastMoment(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			f, src := newLite(t), newSource("1")
 			f.heedless = true
+			f.untidy = true // the call is over in the fake, and not yet in hotload
 			f.onCall = func(_ context.Context, c *liteConn, call string) error {
 				if call == "Next" && c.value == "1" {
 					time.Sleep(patience)
@@ -496,7 +497,7 @@ func TestKillReleasesAfterRaw(t *testing.T) {
 			db := open(t, liteCtxFake{f}, src, "forceKill=true")
 			conn, err := db.Conn(t.Context())
 			must(t, "conn", err)
-			defer conn.Close()
+			t.Cleanup(func() { conn.Close() }) // after the transaction's end
 			tx := liteBegin(t, conn)
 			_, err = tx.Exec("write")
 			must(t, "exec", err)
