@@ -525,3 +525,54 @@ func TestCloseDuringOffer(t *testing.T) {
 		})
 	}
 }
+
+// A value that comes in the instant in which a try of another succeeds is in
+// force in the end, and DB.Close in that instant leaves nothing behind.
+func TestOvertakenAtTheLastMoment(t *testing.T) {
+	for _, row := range []struct{ at, next string }{
+		{"dial", "c"}, {"dial", "a"}, {"dial", "DB.Close"},
+		{"OpenConnector", "c"}, {"OpenConnector", "a"}, {"OpenConnector", "DB.Close"},
+	} {
+		t.Run(row.at+","+row.next, func(t *testing.T) {
+			for range 300 {
+				synctest.Test(t, func(t *testing.T) {
+					d := newParser(t, nil)
+					slow := func(at string) func(value string) error {
+						return func(value string) error {
+							switch {
+							case value != "b" || at != row.at:
+							case at == "OpenConnector" && d.parses("b") == 1:
+								return errNoFile
+							default:
+								time.Sleep(500 * time.Millisecond)
+							}
+							return nil
+						}
+					}
+					d.onParse = slow("OpenConnector")
+					d.onOpen = func(_ context.Context, value string) error { return slow("dial")(value) }
+					src := newSource("a")
+					db := open(t, d, src, "probe=true")
+					want(t, "value", ask(t, db), "a")
+					src.values <- "b"
+					synctest.Wait()
+					if row.at == "OpenConnector" {
+						for d.parses("b") < 2 { // one is refused
+							time.Sleep(10 * time.Millisecond)
+						}
+					}
+					if time.Sleep(500 * time.Millisecond); row.next == "DB.Close" {
+						db.Close()
+						time.Sleep(time.Minute)
+						want(t, "connections after DB.Close", len(d.live()), 0)
+						return
+					}
+					src.values <- row.next
+					time.Sleep(3 * time.Second)
+					want(t, "value in the end", ask(t, db), row.next)
+					want(t, "connections with the value that was overtaken", d.liveOn("b"), 0)
+				})
+			}
+		})
+	}
+}

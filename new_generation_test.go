@@ -471,7 +471,7 @@ func TestDrainedIsForgotten(t *testing.T) {
 		{"forced", "forceKill=true", 1000, 0},
 		{"probed", "probe=true", 1000, time.Second},
 		{"a long grace", "forceKill=24h", 1000, 0},
-		{"values come back before their deadline", "forceKill=10s", 2, 4 * time.Second},
+		{"values come back before their deadline", "forceKill=10s", 2, 7 * time.Second},
 		{"values come back after their deadline", "forceKill=10s", 2, 11 * time.Second},
 		{"values come back at their deadline", "forceKill=10s", 2, 5 * time.Second},
 	} {
@@ -491,9 +491,9 @@ func TestDrainedIsForgotten(t *testing.T) {
 				must(t, "exec", err)
 				must(t, "commit", tx.Commit())
 			}
-			time.Sleep(8 * time.Second)
-			if n := d.alive(); n > 10 {
-				t.Errorf("%d generations are in memory after %d changes, all but one drained", n, changes)
+			time.Sleep(time.Minute)
+			if n := d.alive(); n > 1 {
+				t.Errorf("%d generations are in memory a minute after %d changes, all but one drained", n, changes)
 			}
 			must(t, "Stmt.Close", stmt.Close())
 		})
