@@ -180,7 +180,7 @@ func inParallel(n int, f func()) {
 // each call, and what makes rows and transactions end when they are killed.
 func TestAllocations(t *testing.T) {
 	const n = 100
-	forceKill := map[string]float64{"exec": 1, "query": 2, "transaction": 4, "statement": 1}
+	forceKill := map[string]float64{"exec": 3, "query": 4, "transaction": 7, "statement": 3}
 	for _, op := range operations {
 		t.Run(op.name, func(t *testing.T) {
 			allocs := make(map[string]float64)

@@ -17,8 +17,6 @@ import (
 type conn struct {
 	c        *connector
 	s        *serverConn
-	alone    bool      // opened by Driver.Open: closing it closes the connector
-	closed   bool      // by database/sql
 	deadline time.Time // of the context that DB.Conn had, or the operation, when it took the connection; zero if none
 
 	// used says that something has run on s since it was taken from the pool: s is
@@ -54,10 +52,10 @@ var (
 type directConn struct{ conn }
 
 // newConn returns the proxy of s, which was opened under ctx.
-func newConn(ctx context.Context, c *connector, s *serverConn, alone bool) driver.Conn {
-	p := conn{c: c, s: s, alone: alone}
+func newConn(ctx context.Context, c *connector, s *serverConn) driver.Conn {
+	p := conn{c: c, s: s}
 	p.deadline, _ = ctx.Deadline()
-	if s.execer == nil && s.queryer == nil {
+	if s.exec == nil && s.query == nil {
 		return &p
 	}
 	return &directConn{p}
@@ -72,11 +70,8 @@ func (p *conn) use() bool {
 // acquire dials if there is no server connection to run something on.
 func (p *conn) acquire(ctx context.Context) error {
 	for !p.use() {
-		switch {
-		case p.spoiled:
+		if p.spoiled {
 			return sql.ErrConnDone
-		case p.closed:
-			return driver.ErrBadConn
 		}
 		p.s.awaitClosed(ctx) // or there would be one more than MaxOpenConns
 		s, err := p.c.dial(ctx)
@@ -157,7 +152,7 @@ func (p *conn) IsValid() bool {
 // not at all if the connection is superseded or another one is closing: if one
 // hangs the next may too, and database/sql may hold its lock.
 func (p *conn) Close() (err error) {
-	if p.alone {
+	if p.c.alone {
 		defer func() {
 			if cerr := p.c.Close(); cerr != nil {
 				err = cerr
@@ -165,7 +160,8 @@ func (p *conn) Close() (err error) {
 		}()
 	}
 	s := p.s
-	p.closed, p.used = true, false
+	p.used = false
+	s.k.endUse()
 	p.c.mu.Lock()
 	p.c.pruneLocked()
 	first := len(p.c.uncounted) == 0
@@ -213,17 +209,17 @@ func (p *conn) Ping(ctx context.Context) error {
 }
 
 func (p *directConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	if p.direct() && p.s.execer != nil {
-		return p.s.execer.ExecContext(ctx, query, args)
+	if p.direct() && p.s.exec != nil {
+		return p.s.exec(ctx, query, args)
 	}
 	s, ctx, call, err := p.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if args, err = p.checked(args, s.execer != nil); err != nil {
+	if args, err = p.checked(args, s.exec != nil); err != nil {
 		return nil, call.end(err)
 	}
-	res, err := s.execer.ExecContext(ctx, query, args)
+	res, err := s.exec(ctx, query, args)
 	return res, call.endExec(args, err)
 }
 
@@ -232,10 +228,10 @@ func (p *directConn) QueryContext(ctx context.Context, query string, args []driv
 	if err != nil {
 		return nil, err
 	}
-	if args, err = p.checked(args, s.queryer != nil); err != nil {
+	if args, err = p.checked(args, s.query != nil); err != nil {
 		return nil, call.end(err)
 	}
-	r, err := s.queryer.QueryContext(ctx, query, args)
+	r, err := s.query(ctx, query, args)
 	return call.endQuery(r, err)
 }
 
@@ -328,7 +324,7 @@ func (p *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, e
 // for the other the statement has to check.
 func (p *conn) CheckNamedValue(nv *driver.NamedValue) error {
 	s := p.s
-	p.unchecked = !p.use() || (s.execer == nil) != (s.queryer == nil)
+	p.unchecked = !p.use() || (s.exec == nil) != (s.query == nil)
 	if p.unchecked || !s.k.enter() {
 		return nil // if it was killed, the operation says so
 	}

@@ -34,6 +34,7 @@ type connector struct {
 	dsn
 	strategy Strategy
 	driver   driver.Driver
+	alone    bool // made by Driver.Open: it closes with its connection
 
 	ctx  context.Context // of the watch and of what waits in the background; ended by Close
 	stop context.CancelFunc
@@ -67,14 +68,6 @@ func (c *connector) Driver() driver.Driver { return hotloadDriver{} }
 // Connect opens a connection with the value in force. The first one starts the
 // watch.
 func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
-	s, err := c.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return newConn(ctx, c, s, false), nil
-}
-
-func (c *connector) connect(ctx context.Context) (*serverConn, error) {
 	if err := c.start(ctx); err != nil {
 		return nil, err
 	}
@@ -91,12 +84,16 @@ func (c *connector) connect(ctx context.Context) (*serverConn, error) {
 	if oldest != nil {
 		oldest.awaitClosed(ctx)
 	}
-	return c.dial(ctx)
+	s, err := c.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return newConn(ctx, c, s), nil
 }
 
 // pruneLocked removes what has closed from uncounted, which may then be read.
 func (c *connector) pruneLocked() {
-	c.uncounted = slices.DeleteFunc(c.uncounted, (*serverConn).isClosed)
+	c.uncounted = slices.DeleteFunc(c.uncounted, func(s *serverConn) bool { return isClosed(s.gone) })
 }
 
 // dial opens a server connection with the value in force. When that is
@@ -181,10 +178,7 @@ type firstWatch struct {
 // settleLocked tells those who wait for a first value what became of it. A
 // later outcome replaces the reason; once a value is in force nobody asks.
 func (w *firstWatch) settleLocked(err error) {
-	w.err = err
-	select {
-	case <-w.ready:
-	default:
+	if w.err = err; !isClosed(w.ready) {
 		close(w.ready)
 	}
 }
@@ -264,7 +258,7 @@ func (c *connector) watch(w *firstWatch) {
 		if c.ctx.Err() != nil {
 			return
 		}
-		attrs := describe(err)
+		attrs, _ := describe(err)
 		if what := fmt.Sprint("lost ", attrs); what != lost {
 			lost = what
 			c.logger().Warn("hotload: watch lost", attrs...)
@@ -363,18 +357,29 @@ const tryLimit = 10 * time.Second
 // when another value takes its place. It calls tried after the first try.
 //
 // Only one candidate is tried at a time, and only once at a time: a host that
-// hangs has no more than one dial of ours.
+// hangs has no more than one dial of ours. Only when the candidate has been
+// replaced, and the driver has not returned for as long as patience lasts, does
+// the next one begin: nobody means that host any more.
 func (c *connector) prove(g *generation, tried func()) {
 	defer tried()
 	select {
 	case c.proving <- struct{}{}:
-		defer func() { <-c.proving }()
 	case <-g.ctx.Done():
 		return
 	}
-	logged := make(map[string]bool) // the reasons
-	for pauses := newPauses(); ; {
-		err := c.awaitTry(g, logged)
+	next := sync.OnceFunc(func() { <-c.proving })
+	defer next()
+	defer context.AfterFunc(g.ctx, func() { time.AfterFunc(patience, next) })()
+
+	// Servers lock an account after a few wrong passwords, so an answer that denies
+	// is followed by long pauses. What says that the driver cannot read the value
+	// yet, or the server cannot be reached yet, is tried again within seconds.
+	soon := 250 * time.Millisecond
+	denied := []time.Duration{2 * time.Second, 10 * time.Second, time.Minute, 5 * time.Minute}
+	for {
+		late := time.AfterFunc(tryLimit+patience, func() { c.refuse(g, context.DeadlineExceeded) })
+		err := safely(g.try)
+		late.Stop()
 		if g.ctx.Err() != nil {
 			return
 		}
@@ -382,89 +387,43 @@ func (c *connector) prove(g *generation, tried func()) {
 			c.publish(g)
 			return
 		}
-		c.refuse(g, err, logged)
+		pause := soon
+		if c.refuse(g, err) {
+			soon = min(2*soon, 5*time.Second)
+		} else {
+			pause, denied = denied[0], denied[min(1, len(denied)-1):]
+		}
 		tried()
 		select {
-		case <-time.After(pauses.next(err)):
+		case <-time.After(pause):
 		case <-g.ctx.Done():
 			return
 		}
 	}
 }
 
-// awaitTry makes one try. One that takes too long is told of and waited for all
-// the same. One whose candidate was replaced is left after patience: else a new
-// value would wait for a host that nobody means any more.
-func (c *connector) awaitTry(g *generation, logged map[string]bool) error {
-	result := make(chan error, 1)
-	go func() { result <- safely(g.try) }()
-	late, replaced, left := time.After(tryLimit+patience), g.ctx.Done(), (<-chan time.Time)(nil)
-	for {
-		select {
-		case err := <-result:
-			return err
-		case <-late:
-			c.refuse(g, context.DeadlineExceeded, logged)
-		case <-replaced:
-			replaced, left = nil, time.After(patience)
-		case <-left:
-			return g.ctx.Err()
-		}
-	}
-}
-
 // refuse logs why a candidate is not in force, once for each reason, and tells
-// those who wait for a first value.
-func (c *connector) refuse(g *generation, err error, logged map[string]bool) {
+// those who wait for a first value. It reports whether trying again soon does no
+// harm.
+func (c *connector) refuse(g *generation, err error) (harmless bool) {
 	reason, cause := "probe", err
-	if r, ok := err.(*refusedError); ok {
+	r, ok := err.(*refusedError)
+	if ok {
 		reason, cause = "driver", r.err
 	}
-	attrs := slices.Concat([]any{"reason", reason}, describe(cause))
-	if what := fmt.Sprint(attrs...); !logged[what] {
-		logged[what] = true
-		c.logger().Warn("hotload: value refused", attrs...)
-	}
+	attrs, unreachable := describe(cause)
+	what := fmt.Sprint(reason, attrs)
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.first.settleLocked(err)
-}
-
-// pauses are the times between the tries of one candidate. Servers lock an
-// account after a few wrong passwords, so an answer that denies is followed by
-// the pauses of denied. What says that the server cannot be reached yet, or
-// that the driver cannot read the value yet, is tried again within seconds.
-type pauses struct {
-	denied []time.Duration
-	soon   time.Duration
-}
-
-func newPauses() *pauses {
-	return &pauses{[]time.Duration{2 * time.Second, 10 * time.Second, time.Minute, 5 * time.Minute}, 250 * time.Millisecond}
-}
-
-func (p *pauses) next(err error) (pause time.Duration) {
-	if _, ok := err.(*refusedError); ok || unreachable(err) {
-		pause, p.soon = p.soon, min(2*p.soon, 5*time.Second)
-		return pause
+	tell := c.candidate == g && !g.refusals[what] // nobody asks about one that was replaced
+	if tell {
+		g.refusals[what] = true
+		c.first.settleLocked(err)
 	}
-	if pause = p.denied[0]; len(p.denied) > 1 {
-		p.denied = p.denied[1:]
+	c.mu.Unlock()
+	if tell {
+		c.logger().Warn("hotload: value refused", append([]any{"reason", reason}, attrs...)...)
 	}
-	return pause
-}
-
-// unreachable reports whether an error says that a server cannot be reached, or
-// not yet, and no more than that. A SQLSTATE decides, where there is one: it is
-// a server's answer.
-func unreachable(err error) bool {
-	if state := sqlState(err); state != "" {
-		class := state[:2] // connection exception, insufficient resources, operator intervention
-		return class == "08" || class == "53" || class == "57"
-	}
-	var network net.Error // contexts' DeadlineExceeded is one
-	var errno syscall.Errno
-	return errors.As(err, &network) || errors.As(err, &errno) || errors.Is(err, context.Canceled)
+	return ok || unreachable
 }
 
 // publish puts a candidate in force and retires the generation before it. It
@@ -494,39 +453,42 @@ func (c *connector) publish(g *generation) {
 	if old == nil {
 		return
 	}
-	if c.forceKill {
-		c.kill(old)
+	if c.forceKill && c.grace == 0 {
+		old.kill()
+	} else if c.forceKill {
+		c.inBackground(func() { c.killLater(old) })
 	}
 	old.release(nil)
 }
 
 // describe returns what may be logged of an error of a driver or a strategy,
-// whose text may quote the connection string.
-func describe(err error) (attrs []any) {
+// whose text may quote the connection string. It reports also whether the error
+// says that a server cannot be reached, or not yet, and no more than that.
+func describe(err error) (attrs []any, unreachable bool) {
 	if err == nil {
-		return nil
+		return nil, false
 	}
 	attrs = append(attrs, "error_type", fmt.Sprintf("%T", err))
-	if state := sqlState(err); state != "" {
-		attrs = append(attrs, "sqlstate", state)
-	}
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
-		attrs = append(attrs, "errno", errno.Error())
-	}
-	return attrs
-}
-
-// sqlState returns the error's SQLSTATE, or "" if there is none. A driver could
-// return any text: what does not look like one may be a secret.
-func sqlState(err error) string {
-	var e interface{ SQLState() string }
-	if errors.As(err, &e) {
-		if state := e.SQLState(); len(state) == 5 && strings.Trim(state, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
-			return state
+	safely(func() error { // the error's methods are the driver's
+		var errno syscall.Errno
+		var network net.Error // context.DeadlineExceeded is one
+		unreachable = errors.As(err, &errno) || errors.As(err, &network) || errors.Is(err, context.Canceled)
+		var server interface{ SQLState() string }
+		if errors.As(err, &server) {
+			// A driver could return any text: what does not look like a SQLSTATE may be
+			// a secret. What does is the server's answer, and decides.
+			if state := server.SQLState(); len(state) == 5 && strings.Trim(state, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
+				attrs = append(attrs, "sqlstate", state)
+				class := state[:2] // connection exception, insufficient resources, operator intervention
+				unreachable = class == "08" || class == "53" || class == "57"
+			}
 		}
-	}
-	return ""
+		if errno != 0 {
+			attrs = append(attrs, "errno", errno.Error())
+		}
+		return nil
+	})
+	return attrs, unreachable
 }
 
 // A refusedError says that the driver's OpenConnector refused a value. It does

@@ -410,7 +410,7 @@ func TestProbe(t *testing.T) {
 			inForce: "a", refusals: []string{"reason=empty"},
 		}, {
 			holds: works, name: "a ping that fails is a failure, and the connection is closed", ping: until(100*time.Millisecond, driver.ErrBadConn), set: []string{"b"},
-			story:   "0s open b, 0s ping b, 0s close b, 250ms open b, 250ms ping b, 250ms close b",
+			story:   "0s open b, 0s ping b, 0s close b, 2s open b, 2s ping b, 2s close b",
 			inForce: "b", refusals: []string{"reason=probe"}, closed: "a",
 		}, {
 			holds: works, name: "tries are repeated with back-off", dial: until(20*time.Second, errDead), set: []string{"b"},
@@ -447,8 +447,8 @@ func TestProbe(t *testing.T) {
 			holds: yield, name: "a hung try is cancelled by the next value", kind: withContext, dial: of("b", hang), wait: time.Second, set: []string{"b"}, then: "c",
 			story: "0s open b, 1s left b, 1s open c, 1s ping c, 1s close c", inForce: "c", closed: "a b",
 		}, {
-			holds: yield, name: "a try that cannot be interrupted is left", kind: without, dial: of("b", deaf(5*time.Second)), wait: time.Second, set: []string{"b"}, then: "c",
-			story: "0s open b, 1s open c, 1s ping c, 1s close c, 5s close b", inForce: "c", tries: 2,
+			holds: yield, name: "a try that cannot be interrupted is left after a second", kind: without, dial: of("b", deaf(5*time.Second)), wait: time.Second, set: []string{"b"}, then: "c",
+			story: "0s open b, 2s open c, 2s ping c, 2s close c, 5s close b", inForce: "c", tries: 2,
 		}, {
 			holds: works, name: "a dial has a time limit", kind: withContext, dial: first(hang), set: []string{"b"},
 			story:   "0s open b, 10s left b, 10.25s open b, 10.25s ping b, 10.25s close b",
@@ -458,20 +458,20 @@ func TestProbe(t *testing.T) {
 			story:   "0s open b, 0s ping b, 10s left b, 10s close b, 10.25s open b, 10.25s ping b, 10.25s close b",
 			inForce: "b", refusals: []string{"error_type=context.deadlineExceededError"}, closed: "a",
 		}, {
-			holds: yield, name: "a dial that is overdue is left to the next value", kind: noPinger, dial: of("b", deaf(30*time.Second)), set: []string{"b", "c"},
-			story: "0s open b, 0s open c, 0s close c, 30s left b, 30s close b", inForce: "c", closed: "a b", tries: 2,
+			holds: yield, name: "a dial is left a second after the next value", kind: noPinger, dial: of("b", deaf(30*time.Second)), set: []string{"b", "c"},
+			story: "0s open b, 1s open c, 1s close c, 30s left b, 30s close b", inForce: "c", closed: "a b", tries: 2,
 		}, {
-			holds: yield, name: "a dial that is overdue is left at once", kind: without, dial: of("b", deaf(30*time.Second)), wait: 20 * time.Second, set: []string{"b"}, then: "c",
-			story:   "0s open b, 20s open c, 20s ping c, 20s close c, 30s close b",
+			holds: yield, name: "a dial that is overdue is left a second after the next value", kind: without, dial: of("b", deaf(30*time.Second)), wait: 20 * time.Second, set: []string{"b"}, then: "c",
+			story:   "0s open b, 21s open c, 21s ping c, 21s close c, 30s close b",
 			inForce: "c", refusals: []string{"error_type=context.deadlineExceededError"}, tries: 2,
 		}, {
-			holds: yield, name: "a ping that is overdue is left to the next value", ping: of("b", deaf(30*time.Second)), set: []string{"b", "c"},
-			story:   "0s open b, 0s ping b, 0s open c, 0s ping c, 0s close c, 30s left b, 30s close b",
+			holds: yield, name: "a ping is left a second after the next value", ping: of("b", deaf(30*time.Second)), set: []string{"b", "c"},
+			story:   "0s open b, 0s ping b, 1s open c, 1s ping c, 1s close c, 30s left b, 30s close b",
 			inForce: "c", closed: "a b",
 		}, {
 			holds: works, name: "a ping that panics is a failure, and the connection is closed", set: []string{"b"},
 			ping:    first(func(context.Context, string, time.Duration) error { panic("a bug in the driver") }),
-			story:   "0s open b, 0s ping b, 0s close b, 250ms open b, 250ms ping b, 250ms close b",
+			story:   "0s open b, 0s ping b, 0s close b, 2s open b, 2s ping b, 2s close b",
 			inForce: "b", refusals: []string{"error_type=*hotload.driverPanic"}, closed: "a",
 		}, {
 			holds: works, name: "a value refused meanwhile, and the same again, change nothing", dial: until(600*time.Millisecond, errDead),
@@ -638,7 +638,7 @@ func TestProbeClose(t *testing.T) {
 			p.set(100*time.Millisecond, "b")
 			began := time.Now()
 			must(t, "DB.Close", p.db.Close())
-			want(t, "DB.Close took", time.Since(began).Truncate(moment), 0)
+			want(t, "DB.Close took", time.Since(began).Truncate(moment), row.takes)
 			if row.takes == 0 {
 				want(t, "open after DB.Close", len(p.f.live()), 0)
 			}
@@ -710,7 +710,7 @@ func TestProbeLog(t *testing.T) {
 		}
 		for times, value := range []string{"b", "c"} {
 			p.src.set(value)
-			time.Sleep(time.Minute)
+			time.Sleep(time.Hour)
 			want(t, "refusals in\n"+p.log.String(), p.log.count("value refused"), (times+1)*len(reasons))
 			for _, reason := range reasons {
 				want(t, reason, p.log.count("level=WARN", "value refused", reason), times+1)

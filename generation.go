@@ -24,16 +24,18 @@ type generation struct {
 	connector driver.Connector // the driver's, set by try; nil if the driver is no driver.DriverContext
 	ctx       context.Context  // ends when the generation is superseded, or another candidate replaces it
 	end       context.CancelFunc
-	drained   chan struct{} // closed when refs is 0
+	drained   chan struct{}   // closed when refs is 0
+	refusals  map[string]bool // what was logged of its refusals; guarded by connector.mu
 
 	mu     sync.Mutex // guards the following fields
 	refs   int
-	conns  []*serverConn // not closed yet, each at its index
-	spares []*opening    // whose callers have left, for the next callers
+	conns  map[*serverConn]struct{} // not closed yet
+	spares []*opening               // whose callers have left, for the next callers
 }
 
 func newGeneration(c *connector, value string) *generation {
-	g := &generation{c: c, value: value, refs: 1, drained: make(chan struct{})}
+	g := &generation{c: c, value: value, refs: 1, drained: make(chan struct{}),
+		refusals: make(map[string]bool), conns: make(map[*serverConn]struct{})}
 	g.ctx, g.end = context.WithCancel(context.Background())
 	return g
 }
@@ -104,21 +106,10 @@ const spareLife = 10 * time.Second
 // of a host that hangs have no more Opens than there are callers at a time.
 // Connect takes a context, which ends when its caller leaves. It is no spare.
 type opening struct {
-	began     time.Time
-	done      chan struct{} // closed when the driver has returned
-	s         *serverConn   // s and err are published by done
-	err       error
-	abandoned bool // nobody will take what it opens; guarded by generation.mu
-	expires   bool // a timer will discard it, should it be a spare then; the same
-}
-
-func (o *opening) isDone() bool {
-	select {
-	case <-o.done:
-		return true
-	default:
-		return false
-	}
+	done chan struct{} // closed when the driver has returned
+	s    *serverConn   // s and err are published by done
+	err  error
+	old  chan struct{} // closed when it is too old for a spare
 }
 
 // dial opens a server connection, unless the caller's context ends or the
@@ -137,25 +128,30 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 	// closes the connection.
 	defer context.AfterFunc(g.ctx, cancel)()
 	for {
-		if o := g.adopt(); o != nil {
-			tooOld := time.After(spareLife - time.Since(o.began))
-			if s, err, ok := g.await(ctx, o, tooOld); ok && (err == nil || ctx.Err() != nil) {
-				return s, err
-			}
-			continue // it is too old; or it failed, which is an answer to who began it
+		o := g.adopt()
+		adopted := o != nil
+		if !adopted {
+			o = g.open(ctx, cancel)
 		}
-		o := g.open(ctx, cancel)
 		if o == nil {
 			return nil, context.Canceled // superseded
 		}
-		s, err, _ := g.await(ctx, o, nil)
-		return s, err
+		s, err, ok := g.await(ctx, o, adopted)
+		// What failed another caller is his answer. This one begins an Open of his
+		// own, as he does in place of one that is too old.
+		if ok && (err == nil || !adopted || ctx.Err() != nil) {
+			return s, err
+		}
 	}
 }
 
 // await waits for an opening until the caller's context ends. It reports false
-// if the opening is too old before that.
-func (g *generation) await(ctx context.Context, o *opening, tooOld <-chan time.Time) (*serverConn, error, bool) {
+// if it was adopted and is too old before that.
+func (g *generation) await(ctx context.Context, o *opening, adopted bool) (_ *serverConn, err error, ok bool) {
+	var tooOld <-chan struct{}
+	if adopted {
+		tooOld = o.old
+	}
 	select {
 	case <-o.done:
 		return o.s, o.err, true
@@ -186,7 +182,7 @@ func (g *generation) adopt() *opening {
 	if len(g.spares) == 0 {
 		return nil
 	}
-	i := max(0, slices.IndexFunc(g.spares, (*opening).isDone))
+	i := max(0, slices.IndexFunc(g.spares, func(o *opening) bool { return isClosed(o.done) }))
 	o := g.spares[i]
 	g.spares = slices.Delete(g.spares, i, i+1)
 	return o
@@ -198,7 +194,10 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *openi
 	if g.ctx.Err() != nil || !g.retain() {
 		return nil
 	}
-	o := &opening{began: time.Now(), done: make(chan struct{})}
+	o := &opening{done: make(chan struct{}), old: make(chan struct{})}
+	if g.connector == nil {
+		time.AfterFunc(spareLife, func() { g.expire(o) })
+	}
 	go func() {
 		var ci driver.Conn
 		o.err = safely(func() (err error) {
@@ -215,17 +214,12 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *openi
 		g.mu.Lock()
 		if o.err == nil {
 			o.s = newServerConn(g, ci, cancel)
-			o.s.index = len(g.conns)
-			g.conns = append(g.conns, o.s)
+			g.conns[o.s] = struct{}{}
 		}
 		close(o.done)
-		abandoned := o.abandoned
 		g.mu.Unlock()
-		switch {
-		case o.err != nil:
+		if o.err != nil {
 			g.release(nil)
-		case abandoned:
-			o.s.retireIdle()
 		}
 	}()
 	return o
@@ -234,25 +228,22 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *openi
 // leave makes a spare of an Open for the next caller. It abandons what can be
 // none: a Connect, an Open that is too old, and all of a generation that ends.
 func (g *generation) leave(o *opening) {
-	rest := spareLife - time.Since(o.began)
 	g.mu.Lock()
-	// The generation's end is looked at under the lock: either abandonSpares comes
-	// later and finds the spare, or its end is seen here.
-	if g.connector != nil || rest <= 0 || g.ctx.Err() != nil || g.c.ctx.Err() != nil {
-		g.mu.Unlock()
-		g.abandon(o)
-		return
-	}
-	g.spares = append(g.spares, o)
-	if !o.expires {
-		o.expires = true // one timer, however many callers leave the same Open
-		time.AfterFunc(rest, func() { g.expire(o) })
+	// All of this is looked at under the lock: either expire and abandonSpares
+	// come later and find the spare, or what called them is seen here.
+	spare := g.connector == nil && !isClosed(o.old) && g.ctx.Err() == nil && g.c.ctx.Err() == nil
+	if spare {
+		g.spares = append(g.spares, o)
 	}
 	g.mu.Unlock()
+	if !spare {
+		o.abandon()
+	}
 }
 
 // expire abandons a spare that is too old. If a caller has it, he does so.
 func (g *generation) expire(o *opening) {
+	close(o.old)
 	g.mu.Lock()
 	i := slices.Index(g.spares, o)
 	if i >= 0 {
@@ -260,17 +251,7 @@ func (g *generation) expire(o *opening) {
 	}
 	g.mu.Unlock()
 	if i >= 0 {
-		g.abandon(o)
-	}
-}
-
-// abandon closes what an opening brings: now, or when it is there.
-func (g *generation) abandon(o *opening) {
-	g.mu.Lock()
-	o.abandoned = true // open looks under the lock, after it has closed done
-	g.mu.Unlock()
-	if o.isDone() && o.s != nil {
-		o.s.retireIdle()
+		o.abandon()
 	}
 }
 
@@ -282,8 +263,17 @@ func (g *generation) abandonSpares() {
 	g.spares = nil
 	g.mu.Unlock()
 	for _, o := range spares {
-		g.abandon(o)
+		o.abandon()
 	}
+}
+
+// abandon closes what an opening brings, when it is there: nobody will take it.
+func (o *opening) abandon() {
+	go func() {
+		if <-o.done; o.s != nil {
+			o.s.retireIdle() // if the sweep has not
+		}
+	}()
 }
 
 // supersede ends a generation: it closes the connections that are not in use,
@@ -293,7 +283,7 @@ func (g *generation) supersede() (closed, inUse int) {
 	g.end()
 	var swept []*serverConn
 	g.mu.Lock()
-	for _, s := range g.conns {
+	for s := range g.conns {
 		// Who loses this swap has just taken it, and looks whether it is superseded.
 		if s.state.CompareAndSwap(idle, retired) {
 			swept = append(swept, s)
@@ -328,11 +318,7 @@ func (g *generation) retain() bool {
 // any other.
 func (g *generation) release(s *serverConn) {
 	g.mu.Lock()
-	if last := len(g.conns) - 1; s != nil {
-		g.conns[s.index], g.conns[last].index = g.conns[last], s.index
-		g.conns[last] = nil
-		g.conns = g.conns[:last]
-	}
+	delete(g.conns, s)
 	g.refs--
 	drained := g.refs == 0
 	g.mu.Unlock()

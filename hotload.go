@@ -324,10 +324,10 @@ func (d hotloadDriver) Open(name string) (driver.Conn, error) {
 		return nil, err
 	}
 	c := dc.(*connector)
-	s, err := c.connect(context.Background())
+	c.alone = true
+	ci, err := c.Connect(context.Background())
 	if err != nil {
 		c.Close()
-		return nil, err
 	}
-	return newConn(context.Background(), c, s, true), nil
+	return ci, err
 }

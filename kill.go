@@ -21,8 +21,7 @@ import (
 // when the call in progress has returned.
 //
 // Without forceKill a server connection has none. The methods of a nil *killer
-// and of a nil *call have nothing to do. Those that every operation goes through
-// are in two parts, so that the compiler can inline the test for nil.
+// and of a nil *call have nothing to do.
 type killer struct {
 	s *serverConn
 
@@ -45,9 +44,10 @@ func newKiller(s *serverConn) *killer { return &killer{s: s, calls: make(map[*ca
 
 // enter begins a call of the driver, which leave ends. It reports false if the
 // connection was killed.
-func (k *killer) enter() bool { return k == nil || k.enterForced() }
-
-func (k *killer) enterForced() bool {
+func (k *killer) enter() bool {
+	if k == nil {
+		return true
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.enterLocked()
@@ -69,10 +69,6 @@ func (k *killer) leave(err error) error {
 	if k == nil {
 		return err
 	}
-	return k.leaveForced(err)
-}
-
-func (k *killer) leaveForced(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.leaveLocked(err)
@@ -99,10 +95,6 @@ func (k *killer) begin(ctx context.Context) (context.Context, *call, error) {
 	if k == nil {
 		return ctx, nil, nil
 	}
-	return k.beginForced(ctx)
-}
-
-func (k *killer) beginForced(ctx context.Context) (context.Context, *call, error) {
 	c := &call{s: k.s}
 	ctx, c.cancel = context.WithCancelCause(ctx)
 	k.mu.Lock()
@@ -123,10 +115,6 @@ func (c *call) end(err error) error {
 	if c == nil {
 		return err
 	}
-	return c.endForced(err)
-}
-
-func (c *call) endForced(err error) error {
 	k := c.s.k
 	k.mu.Lock()
 	delete(k.calls, c) // with its rows, which the owner has closed
@@ -150,7 +138,7 @@ func (c *call) endExec(args []driver.NamedValue, err error) error {
 			}
 		}
 	}
-	return c.endForced(err)
+	return c.end(err)
 }
 
 // endQuery ends a call that brought rows, with which its context lives on.
@@ -159,7 +147,7 @@ func (c *call) endQuery(r driver.Rows, err error) (driver.Rows, error) {
 		return r, err
 	}
 	if err != nil || r == nil {
-		return r, c.endForced(err)
+		return r, c.end(err)
 	}
 	k := c.s.k
 	k.mu.Lock()
@@ -181,26 +169,22 @@ func (c *call) last(f func() error) error {
 	return c.end(f())
 }
 
-// endUse ends all use: the connection is returned to the pool, or taken from it.
+// endUse ends all use: the connection is taken from the pool, returned to it, or
+// closed. It ends the contexts that the driver may hold on to.
 func (k *killer) endUse() {
-	if k != nil {
-		k.leaveForced(nil) // Raw
-		k.cancelCalls()
-	}
-}
-
-// cancelCalls ends the contexts that the driver may hold on to.
-func (k *killer) cancelCalls() {
 	if k == nil {
 		return
 	}
 	k.mu.Lock()
-	calls := slices.Collect(maps.Keys(k.calls))
-	if !k.killed { // else who closes the connection has to find their rows
-		clear(k.calls)
+	k.leaveLocked(nil) // Raw
+	ended := k.calls
+	if k.killed {
+		ended = nil // they have ended, and who closes the connection has to find their rows
+	} else if len(ended) > 0 {
+		k.calls = make(map[*call]struct{})
 	}
 	k.mu.Unlock()
-	for _, c := range calls {
+	for c := range ended {
 		c.cancel(nil)
 	}
 }
@@ -247,16 +231,6 @@ func (s *serverConn) kill() bool {
 	return true
 }
 
-// kill kills what is in use on a superseded generation, at once or when its
-// time is over.
-func (c *connector) kill(g *generation) {
-	if c.grace == 0 {
-		g.kill()
-	} else {
-		c.inBackground(func() { c.killLater(g) })
-	}
-}
-
 // killLater waits until the time of a superseded generation is over. If its
 // value is in force again by then, nothing is killed, and the time begins anew
 // when that is superseded in its turn.
@@ -290,7 +264,7 @@ func (g *generation) kill() {
 		return
 	}
 	g.mu.Lock()
-	conns := slices.Clone(g.conns)
+	conns := slices.Collect(maps.Keys(g.conns))
 	g.mu.Unlock()
 	n := 0
 	for _, s := range conns {
@@ -362,8 +336,8 @@ func (r *rows) Next(dest []driver.Value) error {
 
 // keep copies a part of the driver's buffer into one that is the rows' own.
 func (r *rows) keep(b []byte) []byte {
-	if b == nil {
-		return nil
+	if len(b) == 0 {
+		return b // nil is NULL, and empty is not
 	}
 	n := len(r.buf)
 	r.buf = append(r.buf, b...)

@@ -32,10 +32,10 @@ func TestKill(t *testing.T) {
 		t.Run("deaf", killsDeaf)
 		t.Run("Raw", killsRaw)
 		t.Run("Scan", scansDuringCall)
+		t.Run("Stmt.Close", awaitsStmtClose)
 	})
 	t.Run("R-33/nothing on the value in force is killed", func(t *testing.T) {
 		t.Run("dialled anew", sparesTheValueInForce)
-		t.Run("Stmt.Close", sparesStmtClose)
 	})
 }
 
@@ -363,7 +363,7 @@ func killsIdle(t *testing.T) {
 			var touched atomic.Bool
 			var held context.Context // by the driver
 			f.onCall = func(ctx context.Context, c *fakeConn, call string) error {
-				if c.value == "1" && touched.Load() && call != "Close insert ?" {
+				if c.value == "1" && touched.Load() && call != "Close insert ?" && call != "Close rows" {
 					t.Errorf("%s on the killed connection", call)
 				}
 				if call == "Begin" || call == "Query select" {
@@ -1248,29 +1248,37 @@ func sparesTheValueInForce(t *testing.T) {
 	})
 }
 
-// sparesStmtClose proves: a pooled connection that a Stmt.Close holds for a
-// moment is not in use, and not killed.
-func sparesStmtClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := collect(t)
-		f, o, src := newFake(t), newObstacle("Close select"), newSource("1")
-		f.onCall = o.onCall
-		db := open(t, ctxFake{f}, src, "forceKill=true")
-		stmt := prepare(t, db, "select")
-		o.armed.Store(true)
-		done := make(chan error, 1)
-		go func() { done <- stmt.Close() }()
-		receive(t, "the Close begins", o.there)
-		src.set("2")
-		time.Sleep(2 * patience)
-		want(t, "connections on the old value", f.liveOn("1"), 1)
-		o.returns <- nil
-		must(t, "Stmt.Close", receive(t, "Stmt.Close returns", done))
-		synctest.Wait()
-		want(t, "connections on the old value", f.liveOn("1"), 0)
-		want(t, "kills logged", l.count("hotload: connections killed"), 0)
-		want(t, "value that the pool goes on with", ask(t, db), "2")
-	})
+// awaitsStmtClose proves: a Stmt.Close on a pooled connection is waited for like
+// any call in progress, and so not for ever.
+func awaitsStmtClose(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		takes time.Duration // from the kill
+		open  int           // connections on the old value just before it returns
+	}{
+		{"returns", patience - moment, 1},
+		{"hangs", time.Minute, 0},
+	} {
+		bubble(t, row.name, func(t *testing.T) {
+			f, o, src := newFake(t), newObstacle("Close select"), newSource("1")
+			f.onCall = o.onCall
+			f.lenient.Store(row.open == 0)
+			db := open(t, ctxFake{f}, src, "forceKill=true")
+			stmt := prepare(t, db, "select")
+			o.armed.Store(true)
+			done := make(chan error, 1)
+			go func() { done <- stmt.Close() }()
+			receive(t, "the Close begins", o.there)
+			src.set("2")
+			time.Sleep(row.takes)
+			want(t, "connections on the old value", f.liveOn("1"), row.open)
+			o.returns <- nil
+			must(t, "Stmt.Close", receive(t, "Stmt.Close returns", done))
+			synctest.Wait()
+			want(t, "connections on the old value", f.liveOn("1"), 0)
+			want(t, "value that the pool goes on with", ask(t, db), "2")
+		})
+	}
 }
 
 // killsAtDeadline proves: with a duration, what is in use lives until its own

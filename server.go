@@ -50,14 +50,13 @@ const (
 // done to a server connection that was retired cannot touch its successor.
 type serverConn struct {
 	gen   *generation
-	index int // in gen.conns, guarded by gen.mu
 	ci    driver.Conn
 	k     *killer // nil without forceKill: read its methods as nothing
 	state atomic.Int32
 
 	// What most operations ask of ci; nil where the driver has none.
-	execer    driver.ExecerContext
-	queryer   driver.QueryerContext
+	exec      func(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error)
+	query     func(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error)
 	resetter  driver.SessionResetter
 	validator driver.Validator
 	checker   driver.NamedValueChecker
@@ -81,15 +80,19 @@ func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *se
 	s.checker, _ = ci.(driver.NamedValueChecker)
 	switch ci := ci.(type) {
 	case driver.ExecerContext:
-		s.execer = ci
+		s.exec = ci.ExecContext
 	case driver.Execer:
-		s.execer = plainExecer{ci}
+		s.exec = func(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+			return plain(ctx, args, func(values []driver.Value) (driver.Result, error) { return ci.Exec(query, values) })
+		}
 	}
 	switch ci := ci.(type) {
 	case driver.QueryerContext:
-		s.queryer = ci
+		s.query = ci.QueryContext
 	case driver.Queryer:
-		s.queryer = plainQueryer{ci}
+		s.query = func(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+			return plain(ctx, args, func(values []driver.Value) (driver.Rows, error) { return ci.Query(query, values) })
+		}
 	}
 	return s
 }
@@ -223,14 +226,14 @@ func (s *serverConn) closeConn() {
 	}
 	s.err = safely(func() error { return s.ci.Close() })
 	s.cancel()
-	s.k.cancelCalls()
 	close(s.gone)
 	s.gen.release(s)
 }
 
-func (s *serverConn) isClosed() bool {
+// isClosed reports whether a channel that nobody sends on is closed.
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-s.gone:
+	case <-c:
 		return true
 	default:
 		return false
@@ -240,9 +243,6 @@ func (s *serverConn) isClosed() bool {
 // awaitClosed waits until a connection that is closing is closed, while patience
 // with it lasts and for at most half of the time that the caller has.
 func (s *serverConn) awaitClosed(ctx context.Context) bool {
-	if s.isClosed() {
-		return true
-	}
 	wait := patience
 	if began := s.closing.Load(); began != nil {
 		wait -= time.Since(*began)
@@ -250,15 +250,13 @@ func (s *serverConn) awaitClosed(ctx context.Context) bool {
 	if deadline, ok := ctx.Deadline(); ok {
 		wait = min(wait, time.Until(deadline)/2)
 	}
-	limit := time.NewTimer(wait)
-	defer limit.Stop()
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
 	select {
 	case <-s.gone:
-		return true
-	case <-limit.C:
 	case <-ctx.Done():
 	}
-	return false
+	return isClosed(s.gone)
 }
 
 // safely calls the driver in a goroutine of hotload's, where a panic would end

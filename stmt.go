@@ -14,9 +14,9 @@ type stmt struct {
 	text    string      // of the query
 	s       *serverConn // that it is prepared on
 	si      driver.Stmt
-	exec    driver.StmtExecContext   // si, or what has it do so
-	query   driver.StmtQueryContext  // the same
 	checker driver.NamedValueChecker // si, or the connection, or nil
+	exec    func(ctx context.Context, args []driver.NamedValue) (driver.Result, error)
+	query   func(ctx context.Context, args []driver.NamedValue) (driver.Rows, error)
 }
 
 // A columnStmt is a stmt of a driver whose statements are ColumnConverters. Of
@@ -48,24 +48,28 @@ func (st *stmt) prepare(ctx context.Context, s *serverConn) error {
 	if si == nil {
 		return errors.New("hotload: the driver returned neither a statement nor an error")
 	}
-	// From here on it closes with its connection, if it does not before.
+	if err = ctx.Err(); err != nil && !ok {
+		if !s.closed.Load() { // by the last resort of a kill
+			si.Close()
+		}
+		return err
+	}
 	if s.stmts == nil {
 		s.stmts = make(map[*stmt]driver.Stmt)
 	}
 	s.stmts[st] = si
-	if !ok && ctx.Err() != nil {
-		if !s.closed.Load() { // by the last resort of a kill
-			delete(s.stmts, st)
-			si.Close()
-		}
-		return ctx.Err()
-	}
 	st.s, st.si = s, si
-	if st.exec, ok = si.(driver.StmtExecContext); !ok {
-		st.exec = plainStmt{si}
+	st.exec = func(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+		return plain(ctx, args, si.Exec)
 	}
-	if st.query, ok = si.(driver.StmtQueryContext); !ok {
-		st.query = plainStmt{si}
+	if e, ok := si.(driver.StmtExecContext); ok {
+		st.exec = e.ExecContext
+	}
+	st.query = func(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+		return plain(ctx, args, si.Query)
+	}
+	if q, ok := si.(driver.StmtQueryContext); ok {
+		st.query = q.QueryContext
 	}
 	if st.checker, ok = si.(driver.NamedValueChecker); !ok {
 		st.checker = s.checker
@@ -142,13 +146,13 @@ func (st *stmt) Query(args []driver.Value) (driver.Rows, error) {
 
 func (st *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
 	if st.p.direct() && st.s == st.p.s {
-		return st.exec.ExecContext(ctx, args)
+		return st.exec(ctx, args)
 	}
 	ctx, call, args, err := st.begin(ctx, args)
 	if err != nil {
 		return nil, err
 	}
-	res, err := st.exec.ExecContext(ctx, args)
+	res, err := st.exec(ctx, args)
 	return res, call.endExec(args, err)
 }
 
@@ -157,7 +161,7 @@ func (st *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (dri
 	if err != nil {
 		return nil, err
 	}
-	r, err := st.query.QueryContext(ctx, args)
+	r, err := st.query(ctx, args)
 	return call.endQuery(r, err)
 }
 
@@ -186,30 +190,8 @@ func (st *stmt) begin(ctx context.Context, args []driver.NamedValue) (context.Co
 // What follows does for a driver's connection what database/sql would have
 // done, had it held that connection itself: ctxutil.go and convert.go there.
 
-// plainExecer, plainQueryer and plainStmt are ctxDriverExec and its like: they
-// call methods that take neither contexts nor names.
-type (
-	plainExecer  struct{ driver.Execer }
-	plainQueryer struct{ driver.Queryer }
-	plainStmt    struct{ driver.Stmt }
-)
-
-func (p plainExecer) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	return plain(ctx, args, func(values []driver.Value) (driver.Result, error) { return p.Exec(query, values) })
-}
-
-func (p plainQueryer) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	return plain(ctx, args, func(values []driver.Value) (driver.Rows, error) { return p.Query(query, values) })
-}
-
-func (p plainStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
-	return plain(ctx, args, p.Exec)
-}
-
-func (p plainStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	return plain(ctx, args, p.Query)
-}
-
+// plain is ctxDriverExec and its like: f calls a method that takes neither a
+// context nor names.
 func plain[T any](ctx context.Context, args []driver.NamedValue, f func([]driver.Value) (T, error)) (none T, err error) {
 	values := make([]driver.Value, len(args))
 	for i, arg := range args {
@@ -257,24 +239,27 @@ func convert(checker driver.NamedValueChecker, si driver.Stmt, raw []driver.Name
 
 // A catcher is a driver whose only statement catches its arguments.
 type catcher struct {
-	si      driver.Stmt // nil for an operation without one
-	checker driver.NamedValueChecker
-	args    []driver.NamedValue
+	driver.Conn             // nil: what database/sql does not call here
+	si          driver.Stmt // nil for an operation without one
+	checker     driver.NamedValueChecker
+	args        []driver.NamedValue
 }
 
 func (c *catcher) Connect(context.Context) (driver.Conn, error) { return c, nil }
 func (c *catcher) Driver() driver.Driver                        { return nil }
-func (c *catcher) Begin() (driver.Tx, error)                    { return nil, driver.ErrSkip }
 func (c *catcher) Close() error                                 { return nil }
 func (c *catcher) Prepare(string) (driver.Stmt, error) {
 	if cc, ok := c.si.(driver.ColumnConverter); ok {
-		return columnCaught{&caught{c}, cc}, nil
+		return columnCaught{&caught{c: c}, cc}, nil
 	}
-	return &caught{c}, nil
+	return &caught{c: c}, nil
 }
 
 type (
-	caught       struct{ c *catcher }
+	caught struct {
+		driver.Stmt // nil, the same
+		c           *catcher
+	}
 	columnCaught struct {
 		*caught
 		cc driver.ColumnConverter
@@ -298,9 +283,6 @@ func (s *caught) CheckNamedValue(nv *driver.NamedValue) error {
 	}
 	return s.c.checker.CheckNamedValue(nv)
 }
-
-func (s *caught) Exec([]driver.Value) (driver.Result, error) { return nil, nil }
-func (s *caught) Query([]driver.Value) (driver.Rows, error)  { return nil, nil }
 
 func (s *caught) ExecContext(_ context.Context, args []driver.NamedValue) (driver.Result, error) {
 	s.c.args = args
