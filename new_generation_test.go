@@ -479,3 +479,26 @@ func TestDrainedIsForgotten(t *testing.T) {
 		})
 	}
 }
+
+// A generation that was in use at its deadline, and was not killed because its
+// value was in force again, is let go of when it has drained, too.
+func TestDrainedWithItsValueInForceIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := heavyFake{ctxFake{newFake(t)}, new(sync.Mutex), new([]weak.Pointer[heavyConnector])}
+		src := newSource("1")
+		db := open(t, d, src, "forceKill=10s")
+		tx, err := db.Begin()
+		must(t, "begin", err)
+		defer tx.Rollback()
+		src.set("2")
+		time.Sleep(7 * time.Second)
+		src.set("1")
+		time.Sleep(7 * time.Second)
+		_, err = tx.Exec("insert")
+		must(t, "exec after the deadline, with the value in force", err)
+		must(t, "commit", tx.Commit())
+		want(t, "value", ask(t, db), "1")
+		time.Sleep(time.Minute)
+		want(t, "generations in memory", d.alive(), 1)
+	})
+}
