@@ -129,11 +129,12 @@ func (f *liteFake) lastResorts() int {
 
 var errLiteClosed = errors.New("fake: the connection is closed")
 
-// call makes a call on the connection, or on one of its children.
+// call makes a call on the connection, or on one of its children; f.mu is held
+// for do.
 func (c *liteConn) call(ctx context.Context, child *liteChild, call string, do func() error) error {
 	f := c.f
 	f.mu.Lock()
-	left := child != nil && c.lastResort && !child.tooLate && strings.HasPrefix(call, "Close ")
+	left := child != nil && (c.lastResort || f.untidy) && !child.tooLate && strings.HasPrefix(call, "Close ")
 	if c.closed && !left {
 		f.t.Errorf("%s on a connection (%s) that is closed", call, c.value)
 		f.mu.Unlock()
@@ -252,25 +253,29 @@ const busyTimeout = 10 * time.Second
 
 // exec runs a statement. One that begins with "write" takes the file's lock.
 func (c *liteConn) exec(ctx context.Context, query string) (driver.Result, error) {
-	for end := time.Now().Add(busyTimeout); ; time.Sleep(10 * time.Millisecond) {
-		busy := false
-		err := c.call(ctx, nil, "Exec "+query, func() error {
-			if !strings.HasPrefix(query, "write") || c.closed {
-				return nil
-			}
-			writer := c.f.writers[c.value]
-			if busy = writer != nil && writer != c; !busy && c.inTx {
-				c.f.writers[c.value] = c
-			}
+	err := c.call(ctx, nil, "Exec "+query, func() error {
+		if !strings.HasPrefix(query, "write") {
 			return nil
-		})
-		switch {
-		case !busy || err != nil:
-			return driver.RowsAffected(1), err
-		case time.Now().After(end):
-			return nil, fmt.Errorf("fake: file %s is locked", c.value)
 		}
-	}
+		for end := time.Now().Add(busyTimeout); c.f.writers[c.value] != nil && c.f.writers[c.value] != c; {
+			c.f.mu.Unlock()
+			time.Sleep(10 * time.Millisecond)
+			c.f.mu.Lock()
+			switch {
+			case c.closed:
+				return errLiteClosed
+			case ctx.Err() != nil && !c.f.heedless:
+				return ctx.Err()
+			case time.Now().After(end):
+				return fmt.Errorf("fake: file %s is locked", c.value)
+			}
+		}
+		if c.inTx && !c.closed {
+			c.f.writers[c.value] = c
+		}
+		return nil
+	})
+	return driver.RowsAffected(1), err
 }
 
 func (c *liteConn) begin(ctx context.Context) (tx driver.Tx, err error) {

@@ -4,10 +4,18 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/infobloxopen/hotload"
 )
 
 // liteBegin begins a transaction, which ends with the test at the latest: a
@@ -192,6 +200,44 @@ func TestKilledRowStaysAtLastResort(t *testing.T) {
 			want(t, "a row after the kill", rows.Next(), false)
 			mustBeKilled(t, "Rows.Err", rows.Err())
 			tx.Rollback()
+		})
+	}
+}
+
+// A row that comes in the instant of the last resort is the right one, or there
+// is an error: it is copied before the driver's Close can overwrite it. Run it
+// with -race, which sees what chance does not show.
+func TestKilledRowAtTheLastMoment(t *testing.T) {
+	for range 300 {
+		synctest.Test(t, func(t *testing.T) {
+			f, src := newLite(t), newSource("1")
+			f.heedless = true
+			f.untidy = true // the call is over in the fake, and not yet in hotload
+			f.onCall = func(_ context.Context, c *liteConn, call string) error {
+				if call == "Next" && c.value == "1" {
+					time.Sleep(patience)
+				}
+				return nil
+			}
+			db := open(t, liteCtxFake{f}, src, "forceKill=true")
+			rows := liteQuery(t, func() (*sql.Rows, error) { return db.Query("select") })
+			liteGo(t, func() {
+				if !rows.Next() {
+					mustBeKilled(t, "Rows.Err", rows.Err())
+					return
+				}
+				var text, number string
+				if err := rows.Scan(&text, &number); err != nil {
+					mustBeKilled(t, "Scan", err)
+					return
+				}
+				wantText, wantNumber := liteRow("1", 0, 1)
+				if text != wantText || number != wantNumber {
+					t.Errorf("have row %q, %q, want %q, %q", text, number, wantText, wantNumber)
+				}
+			})
+			synctest.Wait()
+			src.set("2")
 		})
 	}
 }
@@ -441,6 +487,44 @@ func TestKillReleasesRowsOfRaw(t *testing.T) {
 	})
 }
 
+// A Raw callback counts as a call in progress whose end cannot be seen. Rows
+// that are open beside it are released when the connection is returned.
+func TestKillReleasesAfterRaw(t *testing.T) {
+	for _, uses := range []bool{false, true} {
+		bubble(t, fmt.Sprintf("rows are used after it=%t", uses), func(t *testing.T) {
+			f, src := newLite(t), newSource("1")
+			f.untidy = true // the fake cannot see the call in progress either
+			db := open(t, liteCtxFake{f}, src, "forceKill=true")
+			conn, err := db.Conn(t.Context())
+			must(t, "conn", err)
+			t.Cleanup(func() { conn.Close() }) // after the transaction's end
+			tx := liteBegin(t, conn)
+			_, err = tx.Exec("write")
+			must(t, "exec", err)
+			rows := liteQuery(t, func() (*sql.Rows, error) { return tx.Query("select") })
+			want(t, "a row", rows.Next(), true)
+			must(t, "Raw", conn.Raw(func(dc any) error {
+				dc.(interface{ Raw() driver.Conn }).Raw()
+				return nil
+			}))
+			src.set("2")
+			time.Sleep(2 * patience)
+			want(t, "connections closed", f.closed(), 1)
+			if uses {
+				want(t, "a row after the kill", rows.Next(), false)
+				mustBeKilled(t, "Rows.Err", rows.Err())
+			} else {
+				rows.Close()
+				mustBeKilled(t, "Commit", tx.Commit())
+				conn.Close()
+			}
+			synctest.Wait()
+			want(t, "server connections of the old value", f.held("1"), 0)
+			want(t, "the old file is locked", f.locked("1"), false)
+		})
+	}
+}
+
 // After the last resort a driver without contexts gets no call for what came
 // too late: it knows itself that the connection is closed. Rows and statements
 // that were there before are closed when the call has returned.
@@ -487,6 +571,383 @@ func TestNothingAfterLastResort(t *testing.T) {
 				want(t, "connections closed during a call", f.lastResorts(), map[bool]int{true: 1}[takes > patience])
 				want(t, "Closes of the statement that was there before", closes, 1)
 				want(t, "server connections of the old value", f.held("1"), 0)
+			})
+		}
+	}
+}
+
+// Two SQLite files in turns, under load: no file is held when nobody uses it,
+// and nobody meets a lock of a transaction that was killed.
+func TestKillStormOverFiles(t *testing.T) {
+	for _, maxOpen := range []int{1, 4} {
+		for _, plain := range []bool{false, true} {
+			// Not in a bubble: database/sql's locks would keep its time from passing.
+			t.Run(fmt.Sprintf("max=%d,contexts=%t", maxOpen, !plain), func(t *testing.T) {
+				t.Parallel()
+				f, src := newLite(t), newSource("0")
+				var calls atomic.Uint64
+				f.onCall = func(ctx context.Context, _ *liteConn, call string) error {
+					n := calls.Add(1)
+					switch {
+					case n%7 == 0:
+						select {
+						case <-time.After(time.Duration(n%5) * time.Millisecond):
+						case <-ctx.Done():
+						}
+					case (n == 500 || n == 1000) && call != "Close connection":
+						time.Sleep(patience + patience/5) // deaf
+					}
+					return nil
+				}
+				var d driver.Driver = liteCtxFake{f}
+				if plain {
+					d = f
+				}
+				db := open(t, d, src, "forceKill=true")
+				db.SetMaxOpenConns(maxOpen)
+				var done atomic.Bool
+				var killed, good atomic.Int64
+				see := func(what string, err error) bool {
+					switch {
+					case err == nil:
+						good.Add(1)
+					case errors.Is(err, hotload.ErrKilled):
+						killed.Add(1)
+					case errors.Is(err, context.Canceled) || errors.Is(err, sql.ErrTxDone):
+					default:
+						t.Errorf("%s: %v", what, err)
+					}
+					return err == nil
+				}
+				read := func(query func() (*sql.Rows, error)) {
+					rows, err := query()
+					if !see("query", err) {
+						return
+					}
+					defer rows.Close()
+					var value string
+					for n := 1; rows.Next(); n++ {
+						var text, number string
+						if err := rows.Scan(&text, &number); err != nil {
+							t.Errorf("Scan: %v", err)
+							return
+						}
+						if n == 1 {
+							value = strings.Trim(text, "text of +")
+						}
+						wantText, wantNumber := liteRow(value, 0, n)
+						if text != wantText || number != wantNumber {
+							t.Errorf("row %d: have %q, %q, want %q, %q", n, text, number, wantText, wantNumber)
+						}
+						if n == 2 && calls.Load()%3 == 0 {
+							return
+						}
+					}
+					see("rows", rows.Err())
+				}
+				var wg sync.WaitGroup
+				for worker := range 6 {
+					wg.Go(func() {
+						for !done.Load() {
+							switch worker % 3 {
+							case 0:
+								read(func() (*sql.Rows, error) { return db.Query("select") })
+							case 1:
+								tx, err := db.Begin()
+								if !see("begin", err) {
+									continue
+								}
+								_, err = tx.Exec("write")
+								see("write", err)
+								read(func() (*sql.Rows, error) { return tx.Query("select") })
+								see("Commit", tx.Commit())
+							case 2:
+								stmt, err := db.Prepare("select")
+								if !see("prepare", err) {
+									continue
+								}
+								read(func() (*sql.Rows, error) { return stmt.Query() })
+								stmt.Close()
+							}
+						}
+					})
+				}
+				const changes = 300
+				for n := 1; n <= changes; n++ {
+					src.set(strconv.Itoa(n % 2))
+					time.Sleep(time.Duration(n%7) * time.Millisecond)
+				}
+				done.Store(true)
+				wg.Wait()
+				must(t, "DB.Close", db.Close())
+				await(t, "no file is held after DB.Close", func() bool { return f.held("0")+f.held("1") == 0 })
+				want(t, "files locked after DB.Close", f.locked("0") || f.locked("1"), false)
+				t.Logf("%d calls, %d good operations, %d killed, %d last resorts", calls.Load(), good.Load(), killed.Load(), f.lastResorts())
+			})
+		}
+	}
+}
+
+// A gapLayer is a layer around hotload that kills between two calls that
+// database/sql makes one after the other: after the Next that returned io.EOF,
+// before it asks for another result set.
+type (
+	gapLayer struct {
+		driver.Connector
+		atEnd func()
+	}
+	gapConn struct {
+		driver.Conn
+		atEnd func()
+	}
+	gapRows struct {
+		driver.Rows
+		driver.RowsNextResultSet
+		atEnd func()
+	}
+)
+
+func (l gapLayer) Connect(ctx context.Context) (driver.Conn, error) {
+	c, err := l.Connector.Connect(ctx)
+	return gapConn{c, l.atEnd}, err
+}
+
+func (c gapConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	r, err := c.Conn.(driver.QueryerContext).QueryContext(ctx, query, args)
+	if err != nil {
+		return nil, err
+	}
+	return gapRows{r, r.(driver.RowsNextResultSet), c.atEnd}, nil
+}
+
+func (r gapRows) Columns() []string { return r.Rows.Columns() }
+func (r gapRows) Close() error      { return r.Rows.Close() }
+
+func (r gapRows) Next(dest []driver.Value) error {
+	err := r.Rows.Next(dest)
+	if err == io.EOF {
+		r.atEnd()
+	}
+	return err
+}
+
+// Rows that were read to their end before the kill are complete: there is no
+// other result set, and database/sql closes them by itself. If there is another
+// one, it cannot be had, which is an error.
+func TestKillAtTheEndOfRows(t *testing.T) {
+	for sets := 1; sets <= 2; sets++ {
+		bubble(t, fmt.Sprintf("result sets=%d", sets), func(t *testing.T) {
+			f, src := newLite(t), newSource("1")
+			f.untidy = true // the order is another test's matter
+			f.sets = sets
+			hotloads, err := open(t, f, src, "").Driver().(driver.DriverContext).OpenConnector(register(liteCtxFake{f}, src) + "?forceKill=true")
+			must(t, "OpenConnector", err)
+			db := sql.OpenDB(gapLayer{hotloads, func() {
+				src.set("2")
+				synctest.Wait()
+			}})
+			t.Cleanup(func() {
+				db.Close()
+				hotloads.(io.Closer).Close()
+			})
+			rows := liteQuery(t, func() (*sql.Rows, error) { return db.Query("select") })
+			n := 0
+			for rows.Next() {
+				n++
+			}
+			want(t, "rows", n, f.rowCount)
+			if err := rows.Err(); err != nil { // of Rows.Close
+				mustBeKilled(t, "Rows.Err", err)
+			}
+			want(t, "connections closed", f.closed(), 1)
+			if sets == 1 {
+				want(t, "connections in use after the rows' end", db.Stats().InUse, 0)
+				return
+			}
+			want(t, "another result set", rows.NextResultSet(), false)
+			mustBeKilled(t, "Rows.Err", rows.Err())
+		})
+	}
+}
+
+// An outFake takes any argument, and keeps the contexts of its Execs.
+type (
+	outFake struct {
+		ctxFake
+		mu   *sync.Mutex
+		ctxs *[]context.Context
+	}
+	outConnector struct {
+		*fakeConnector
+		d outFake
+	}
+	outConn struct {
+		*fakeConn
+		d outFake
+	}
+)
+
+func (d outFake) OpenConnector(value string) (driver.Connector, error) {
+	return outConnector{&fakeConnector{f: d.fake, value: value}, d}, nil
+}
+
+func (c outConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	ci, err := c.fakeConnector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return outConn{ci.(*fakeConn), c.d}, nil
+}
+
+func (c outConn) CheckNamedValue(*driver.NamedValue) error { return nil }
+
+func (c outConn) ExecContext(ctx context.Context, query string, _ []driver.NamedValue) (driver.Result, error) {
+	ctx.Done()
+	c.d.mu.Lock()
+	*c.d.ctxs = append(*c.d.ctxs, ctx)
+	c.d.mu.Unlock()
+	if query == "broken" {
+		return nil, driver.ErrBadConn
+	}
+	return driver.RowsAffected(1), c.call(ctx, "Exec "+query)
+}
+
+// alive counts the contexts that have not ended.
+func (d outFake) alive() (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, ctx := range *d.ctxs {
+		if ctx.Err() == nil {
+			n++
+		}
+	}
+	return n
+}
+
+func newOutFake(t *testing.T) outFake {
+	return outFake{ctxFake{newFake(t)}, new(sync.Mutex), new([]context.Context)}
+}
+
+// The context of an Exec with output parameters ends with it, unless one can be
+// a cursor: that lives until the connection is returned, or closed because it broke.
+func TestContextsOfOut(t *testing.T) {
+	const execs = 100
+	for _, row := range []struct {
+		name         string
+		dest         any
+		last         string // Exec before the connection is returned
+		before, then int    // contexts alive before that, and when it is returned
+	}{
+		{"string", new(string), "exec", 0, 0},
+		{"time", new(time.Time), "exec", 0, 0},
+		{"pointer", new(*string), "exec", 0, 0},
+		{"cursor", new(driver.Rows), "exec", execs, 0},
+		{"any", new(any), "exec", execs, 0},
+		{"cursor of a connection that broke", new(driver.Rows), "broken", execs, 0},
+	} {
+		bubble(t, row.name, func(t *testing.T) {
+			d := newOutFake(t)
+			db := open(t, d, newSource("1"), "forceKill=30s")
+			ctx, cancel := context.WithCancel(context.Background()) // else ctx has no children to leave behind
+			defer cancel()
+			conn, err := db.Conn(ctx)
+			must(t, "conn", err)
+			defer conn.Close()
+			for range execs {
+				_, err := conn.ExecContext(ctx, "call", sql.Out{Dest: row.dest})
+				must(t, "exec", err)
+			}
+			want(t, "contexts alive", d.alive(), row.before)
+			conn.ExecContext(ctx, row.last)
+			conn.Close()
+			time.Sleep(time.Minute)
+			want(t, "contexts alive after Conn.Close", d.alive(), row.then)
+		})
+	}
+}
+
+// "connections killed" counts what was in use, not what database/sql was
+// closing already.
+func TestKilledCountsWhatWasInUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := collect(t)
+		d := newOutFake(t)
+		d.onClose = func(c *fakeConn) {
+			if c.value == "1" {
+				time.Sleep(time.Minute)
+			}
+		}
+		src := newSource("1")
+		db := open(t, d, src, "forceKill=true")
+		conn, err := db.Conn(t.Context())
+		must(t, "conn", err)
+		_, err = conn.ExecContext(t.Context(), "broken") // database/sql closes it, which takes a minute
+		want(t, "error", err, driver.ErrBadConn)
+		conn.Close()
+		src.set("2")
+		synctest.Wait()
+		want(t, "connections killed, in\n"+l.String(), l.count("connections killed"), 0)
+		want(t, "in use", l.count("value accepted", "generation=2", "in_use=0"), 1)
+		time.Sleep(2 * time.Minute)
+	})
+}
+
+// A call that is killed while its argument is checked matches ErrKilled. Only
+// outside a transaction, where nothing can have been sent, may it run again, on
+// the new value.
+func TestKilledCheckOfArgument(t *testing.T) {
+	for _, prepared := range []bool{false, true} {
+		for _, inTx := range []bool{false, true} {
+			bubble(t, fmt.Sprintf("prepared=%t,in a transaction=%t", prepared, inTx), func(t *testing.T) {
+				f, src := newFake(t), newSource("1")
+				f.lenient.Store(true) // for the last resort
+				in, out := make(chan bool), make(chan bool)
+				f.onCall = func(_ context.Context, c *fakeConn, call string) error {
+					if call != "CheckNamedValue" || c.value != "1" {
+						return nil
+					}
+					close(in) // the driver asks its server, until the connection is closed under it
+					<-out
+					return driver.ErrBadConn
+				}
+				f.onClose = func(c *fakeConn) {
+					if c.value == "1" {
+						close(out)
+					}
+				}
+				db := open(t, ctxFake{f}, src, "forceKill=true")
+				var on interface {
+					Exec(string, ...any) (sql.Result, error)
+					Prepare(string) (*sql.Stmt, error)
+				} = db
+				var tx *sql.Tx
+				if inTx {
+					tx = liteBegin(t, db)
+					on = tx
+				}
+				exec := func() (sql.Result, error) { return on.Exec("insert ?", "ask") }
+				if prepared {
+					stmt, err := on.Prepare("insert ?")
+					must(t, "prepare", err)
+					t.Cleanup(func() { stmt.Close() })
+					exec = func() (sql.Result, error) { return stmt.Exec("ask") }
+				}
+				go func() {
+					<-in
+					src.set("2")
+				}()
+				res, err := exec()
+				if inTx {
+					mustBeKilled(t, "exec", err)
+					mustBeKilled(t, "Commit", tx.Commit())
+					return
+				}
+				if err != nil {
+					mustBeKilled(t, "exec", err)
+					return
+				}
+				on2, _ := res.LastInsertId()
+				want(t, "value that it ran on", on2, 2)
 			})
 		}
 	}
