@@ -83,14 +83,11 @@ func (k *killer) leaveLocked(err error) error {
 		close(k.returned)
 		k.returned = nil
 	}
-	switch err {
-	case nil, driver.ErrSkip, driver.ErrRemoveArgument, ErrKilled:
-		return err // database/sql compares them with ==
+	switch {
+	case !k.killed, err == nil, err == ErrKilled, err == driver.ErrSkip, err == driver.ErrRemoveArgument:
+		return err // database/sql compares the last two with ==
 	}
-	if k.killed {
-		return &killedError{err}
-	}
-	return err
+	return &killedError{err}
 }
 
 // begin is enter for a call with a context, which it derives from the caller's.
@@ -328,7 +325,7 @@ func (r *rows) Next(dest []driver.Value) error {
 	if !r.call.s.k.enter() {
 		return ErrKilled
 	}
-	return r.leave(r.Rows.Next(dest), func() {
+	return r.leave(r.next(r.Rows.Next(dest)), func() {
 		r.buf = r.buf[:0]
 		for i, v := range dest {
 			if b, ok := v.([]byte); ok {
@@ -348,18 +345,21 @@ func (r *rows) keep(b []byte) []byte {
 	return r.buf[n:len(r.buf):len(r.buf)]
 }
 
-// leave ends a call that asked for a row, and has copy copy what it brought:
-// under the lock, so that the last resort closes the connection before, when it
-// is an error, or after.
-//
-// At the end of a result set it asks for the next in the same call: afterwards
-// the connection can have been killed, and rows that have ended without an error
-// must close.
-func (r *rows) leave(err error, copy func()) error {
-	s := r.call.s
-	if sets, ok := r.Rows.(driver.RowsNextResultSet); ok && err == io.EOF && !s.closed.Load() {
+// next asks at the end of a result set whether another follows, in the same call
+// of the driver: afterwards the connection can have been killed, and rows that
+// have ended without an error must close.
+func (r *rows) next(err error) error {
+	if sets, ok := r.Rows.(driver.RowsNextResultSet); ok && err == io.EOF && !r.call.s.closed.Load() {
 		r.more = sets.HasNextResultSet()
 	}
+	return err
+}
+
+// leave ends a call that read a row or a part of one, and has copy copy it:
+// under the lock, so that the last resort closes the connection before, and then
+// this is an error, or after.
+func (r *rows) leave(err error, copy func()) error {
+	s := r.call.s
 	s.k.mu.Lock()
 	defer s.k.mu.Unlock()
 	if err == nil && s.closed.Load() {
