@@ -26,10 +26,14 @@ const patience = time.Second
 //
 // A value from the strategy becomes a candidate, a generation that is not in
 // force yet (offer). A goroutine of its own tries it until it is good (prove)
-// and puts it in force (publish). A newer value takes the candidate's place.
+// and puts it in force (publish). A newer value takes the candidate's place. So
+// a value that is refused changes nothing, and is tried again all the same: what
+// it lacks, such as the file of a certificate, may still come.
 //
-// No lock of this package is held while another one is taken, or while a
-// strategy, a driver, a context or a logger is called.
+// Locks: connector.mu, generation.mu and killer.mu. None is held while another
+// one is taken, nor while a strategy, a driver, a logger or a context of the
+// program is called. They guard fields, for a moment, and nothing waits for a
+// slow driver. database/sql calls some methods of a proxy under its own locks.
 type connector struct {
 	dsn
 	strategy Strategy
@@ -39,9 +43,17 @@ type connector struct {
 	ctx  context.Context // of the watch and of what waits in the background; ended by Close, under mu
 	stop context.CancelFunc
 
-	current atomic.Pointer[generation] // in force; nil until a first value is
-	running atomic.Int64               // goroutines that Close waits for
-	proving chan struct{}              // holds one element while a candidate is being tried
+	// current is the generation in force; nil until a first value is. Once set it
+	// is never nil again. It is an atomic because every operation loads it.
+	current atomic.Pointer[generation]
+
+	// running counts the goroutines that Close waits for: the watch, the tries of a
+	// candidate, what closes connections and drained generations, and what waits
+	// for a kill. Dials are not among them: nobody can await a driver's Open that
+	// hangs, and what a dial brings after Close is its caller's, or closes.
+	running atomic.Int64
+
+	proving chan struct{} // holds one element while a candidate is being tried
 
 	mu        sync.Mutex    // guards the following fields, and changes of current
 	first     *firstWatch   // nil before the first connect, and after a first Watch that failed
@@ -88,8 +100,9 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return newConn(ctx, c, s), nil
 }
 
-// countOut adds connections that database/sql counts no more, and returns how
-// many of these are still closing.
+// countOut adds connections that database/sql has closed, and so counts no more,
+// and returns how many of all that it was ever told are still closing. It forgets
+// the others: a pool that has shrunk would else wait for connections long gone.
 func (c *connector) countOut(conns ...*serverConn) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -98,7 +111,8 @@ func (c *connector) countOut(conns ...*serverConn) int {
 }
 
 // dial opens a server connection with the value in force. When that is
-// superseded meanwhile, it leaves the dial and makes another.
+// superseded meanwhile, it leaves the dial and makes another. So callers get the
+// error of a dial to the value in force, or their own context's.
 func (c *connector) dial(ctx context.Context) (*serverConn, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -106,12 +120,15 @@ func (c *connector) dial(ctx context.Context) (*serverConn, error) {
 		}
 		g := c.current.Load()
 		s, err := g.dial(ctx)
+		// The bug of many pools is to trust a connection whose dial began before the
+		// change. It may have come after the sweep of its generation, which then has
+		// missed it. So look again, and close it; if the sweep has found it after all,
+		// the second to retire it does nothing. A change that comes after this look
+		// finds the connection idle, and take finds the change.
 		if g == c.current.Load() {
 			return s, err
 		}
 		if err == nil {
-			// The connection may have come after the sweep of its generation, which
-			// then has missed it. Whoever is second to retire it does nothing.
 			s.retireIdle()
 			s.awaitClosed(ctx)
 		}
@@ -120,8 +137,9 @@ func (c *connector) dial(ctx context.Context) (*serverConn, error) {
 
 // Close ends the watch. Connections that are checked out work on.
 //
-// It takes at most patience for what is in the background (the watch, tries of
-// a candidate, the closing of connections), and half of it for the driver's
+// database/sql calls it when it has closed the idle connections, for which it has
+// waited: in all for about patience, see conn.Close. This takes at most patience
+// more for what runs in the background, and half of it for the driver's
 // connector. What takes longer goes on without it.
 func (c *connector) Close() error {
 	c.mu.Lock()
@@ -136,8 +154,8 @@ func (c *connector) Close() error {
 	if g != nil {
 		g.pruneSpares()
 	}
-	// Not a WaitGroup: connections are returned, and close, while this waits and
-	// later, and its Add must not race with its Wait.
+	// Why not a WaitGroup? Connections are returned, and close, while this waits
+	// and later. Its Add from zero must not race with its Wait.
 	for end := time.Now().Add(patience); c.running.Load() > 0 && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
@@ -154,7 +172,9 @@ func (c *connector) Close() error {
 	}
 }
 
-// inBackground calls f in a goroutine that Close waits for, for a while.
+// inBackground calls f in a goroutine that Close waits for, for a while. It
+// counts before it returns: whoever causes something before Close does is waited
+// for, and so is what that causes in its turn.
 func (c *connector) inBackground(f func()) {
 	c.running.Add(1)
 	go func() {
@@ -175,8 +195,9 @@ type firstWatch struct {
 	err   error         // that reason; guarded by connector.mu
 }
 
-// settleLocked tells those who wait for a first value what became of it. A
-// later outcome replaces the reason; once a value is in force nobody asks.
+// settleLocked tells those who wait for a first value what became of it; nil
+// means that one is in force. A later outcome replaces an earlier one. Once a
+// value is in force nobody asks any more. connector.mu is held.
 func (w *firstWatch) settleLocked(err error) {
 	if w.err = err; !isClosed(w.ready) {
 		close(w.ready)
@@ -214,7 +235,7 @@ func (c *connector) start(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.current.Load() == nil {
-		return w.err
+		return w.err // the first value was refused, and so was what has come since
 	}
 	return nil
 }
@@ -224,14 +245,15 @@ func (c *connector) start(ctx context.Context) error {
 // strategy whose watches keep breaking off is not called in a hurry.
 const leastWatchPause, mostWatchPause = 100 * time.Millisecond, 30 * time.Second
 
-// watch calls Strategy.Watch, again and again, until the connector is closed.
-// It ends early if the very first call fails: then the next connect starts
-// another.
+// watch calls Strategy.Watch, again and again, until the connector is closed:
+// when a strategy gives up a watch, the last value stays in force meanwhile. It
+// ends early if the very first call fails: that is an error of the connects which
+// wait for it, and the next connect starts another watch.
 func (c *connector) watch(w *firstWatch) {
 	pause := leastWatchPause
 	lost := "" // what was logged of the loss of the watch
 	for first := true; ; first = false {
-		options, _ := url.ParseQuery(c.options.Encode()) // a copy, which the strategy may change
+		options, _ := url.ParseQuery(c.options.Encode()) // a copy, lest a strategy change what the next Watch gets
 		value, values, err := c.strategy.Watch(c.ctx, c.path, options)
 		if err != nil && first {
 			c.mu.Lock()
@@ -274,7 +296,7 @@ func (c *connector) watch(w *firstWatch) {
 // but not for long: the strategy may be one that ignores its context.
 func (c *connector) follow(values <-chan string) {
 	done, limit := c.ctx.Done(), (<-chan time.Time)(nil)
-	for values != nil {
+	for values != nil { // a nil channel is taken for one that is closed
 		select {
 		case value, ok := <-values:
 			if !ok {
@@ -289,10 +311,12 @@ func (c *connector) follow(values <-chan string) {
 	}
 }
 
-// offer takes up a value from the strategy. Unless it has to prove itself, it
-// is in force or refused when offer returns, so that values come into force in
-// the strategy's order. A driver that hangs holds up the next value for no
-// longer than patience.
+// offer takes up a value from the strategy. A blank one is refused for good: the
+// strategy should not have delivered it, and trying it again helps nobody.
+//
+// Unless the value has to prove itself, it is in force or refused when offer
+// returns, so that each is before the next is received. Only a driver whose
+// OpenConnector hangs makes offer return earlier, after patience.
 func (c *connector) offer(value string) {
 	if strings.TrimSpace(value) == "" {
 		if !c.blank {
@@ -323,9 +347,12 @@ func (c *connector) offer(value string) {
 }
 
 // setCandidate replaces the candidate and reports whether g is it now. It is
-// not if its value is tried already or in force, or the connector is closed.
-// Only here does a candidate come in, so that none can after Close, which
-// nobody would end.
+// not if its value is in force, and then nothing is to be done; if its value is
+// being tried already; or if the connector is closed. Close calls it with nil.
+//
+// Only here does a candidate come in. A value that the strategy delivers while
+// Close runs would else be tried for ever: this is called after c.ctx has ended,
+// and looks, or before, and Close replaces the candidate.
 func (c *connector) setCandidate(g *generation) bool {
 	c.mu.Lock()
 	old, current := c.candidate, c.current.Load()
@@ -347,17 +374,18 @@ func (c *connector) setCandidate(g *generation) bool {
 	return g != nil
 }
 
-// A try takes tryLimit at most, unless the driver ignores its context or has
-// none.
+// tryLimit is how long the probe of a candidate may take. A value whose dial
+// takes longer is never proved. The log says so.
 const tryLimit = 10 * time.Second
 
 // prove tries a candidate until it is good, and then puts it in force. It ends
 // when another value takes its place. It calls tried after the first try.
 //
-// Only one candidate is tried at a time, and only once at a time: a host that
-// hangs has no more than one dial of ours. Only when the candidate has been
-// replaced, and the driver has not returned for as long as patience lasts, does
-// the next one begin: nobody means that host any more.
+// One candidate is tried at a time, and has one try at a time. A driver that
+// ignores its context, or has none, is waited for: were it left and tried again,
+// a host that hangs would have hundreds of our dials after an hour. A candidate
+// that has been replaced is another matter, for nobody means its host any more:
+// when its driver has not returned after patience, the next candidate begins.
 func (c *connector) prove(g *generation, tried func()) {
 	defer tried()
 	select {
@@ -402,7 +430,7 @@ func (c *connector) prove(g *generation, tried func()) {
 
 // refuse logs why a candidate is not in force, once for each reason, and tells
 // those who wait for a first value. It reports whether trying again soon does no
-// harm.
+// harm: the driver did not come as far as the server, or the server is not there.
 func (c *connector) refuse(g *generation, err error) (harmless bool) {
 	reason, cause := "probe", err
 	r, ok := err.(*refusedError)
@@ -425,8 +453,8 @@ func (c *connector) refuse(g *generation, err error) (harmless bool) {
 }
 
 // publish puts a candidate in force and retires the generation before it. It
-// does nothing if the candidate has been replaced: who did that has discarded
-// it.
+// does nothing if the candidate has been replaced: who did that has ended it.
+// New work does not wait for the sweep, let alone for the closing.
 func (c *connector) publish(g *generation) {
 	c.mu.Lock()
 	if c.candidate != g {
@@ -456,7 +484,7 @@ func (c *connector) publish(g *generation) {
 	} else if c.forceKill {
 		c.inBackground(func() { c.killLater(old) })
 	}
-	old.release(nil)
+	old.release(nil) // it is in force no more; so it can drain
 }
 
 // describe returns what may be logged of an error of a driver or a strategy,

@@ -11,12 +11,15 @@ import (
 	"time"
 )
 
-// A generation is a value and what was opened with it.
+// A generation is a value and what was opened with it. It begins as a candidate,
+// is in force if it proves good, and is superseded by the next one, or as a
+// candidate replaced. Then its connections close one by one.
 //
-// It is drained when refs is 0: then its last connection is closed, and nobody
-// dials. refs counts one while it is in force or a candidate, one for each dial,
-// which becomes its connection's, and one for each try and each kill while they
-// last. Once refs is 0 it stays so.
+// It is drained when refs is 0: its last connection is closed, and nobody dials.
+// refs counts one while it is in force or a candidate, one for each dial, which
+// becomes its connection's, and one for each try and each kill while they last.
+// It goes from 1 to 0 once, because a reference is only had by who has one
+// (retain refuses after the end).
 type generation struct {
 	c         *connector
 	number    int // counts the values put in force, from 1; 0 before that
@@ -98,11 +101,14 @@ func (g *generation) probe() error {
 const spareLife = 10 * time.Second
 
 // An opening is a call of the driver's Connect or Open, in a goroutine that its
-// caller can leave.
+// caller can leave: deadlines hold, and changes are followed at once, even if the
+// driver ignores its context or takes none.
 //
 // Open takes no context, so one that was left goes on. It is kept as a spare,
-// and the next caller adopts it instead of calling Open again: impatient callers
-// of a host that hangs have no more Opens than there are callers at a time.
+// and the next caller adopts it instead of calling Open again. So there is at
+// most one Open for each waiting caller, however impatient they are. An Open that
+// is too old and that nobody waits for does not count.
+//
 // Connect takes a context, which ends when its caller leaves. It is no spare.
 type opening struct {
 	done chan struct{} // closed when the driver has returned
@@ -111,20 +117,22 @@ type opening struct {
 	old  chan struct{} // closed when it is too old for a spare
 }
 
-// dial opens a server connection, unless the caller's context ends or the
-// generation is superseded: then its error is that of ctx.
+// dial opens a server connection, or adopts a spare. If the caller's context ends
+// or the generation is superseded, it leaves the driver to itself, and its error
+// does not matter or is the context's.
 func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
-	// A connection of Connect keeps the context until it is closed, because the
-	// driver may hold on to it. closeConn cancels it, or if there is none, this.
+	// A connection of Connect keeps this context until it is closed, because the
+	// driver may hold on to it: closeConn cancels it then. If there is to be no
+	// connection, or Open made it, nobody needs the context after this.
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		if err != nil || g.connector == nil {
 			cancel()
 		}
 	}()
-	// A change ends the dial, but not the context of a connection that it has
-	// brought. If it comes when the dial is over, the sweep or connector.dial
-	// closes the connection.
+	// A change ends the dial. When the dial is over that is undone: a connection is
+	// not to lose its context because its value was superseded. If the change comes
+	// in between, connector.dial sees it.
 	defer context.AfterFunc(g.ctx, cancel)()
 	for {
 		o := g.adopt()
@@ -138,7 +146,7 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 		select {
 		case <-o.done:
 			if adopted && o.err != nil {
-				continue // that is an answer to the caller who began it
+				continue // that is an answer to the caller who began it, not to this one
 			}
 			return o.s, o.err
 		case <-tooOld:
@@ -147,14 +155,16 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 		case <-ctx.Done():
 		}
 		if g.connector != nil {
-			// The driver has seen it, and has an error of its own to return. Nobody
-			// wants that of a superseded value.
+			// The driver sees the end of the context too, and has an error of its own to
+			// return, which says more. Nobody wants that of a superseded value.
 			select {
 			case <-o.done:
 				return o.s, o.err
 			case <-g.ctx.Done():
 			case <-time.After(patience):
 			}
+			o.abandon()
+			return nil, ctx.Err()
 		}
 		g.leave(o)
 		return nil, ctx.Err()
@@ -176,7 +186,9 @@ func (g *generation) adopt() *opening {
 }
 
 // open calls the driver in a goroutine. It returns nil if the generation is
-// superseded.
+// superseded. The connection that comes is listed before anybody hears of it, and
+// whatever becomes of its caller: the sweep finds it, or it comes after the sweep
+// and who waited for it looks, or abandon.
 func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *opening {
 	if g.ctx.Err() != nil || !g.retain() {
 		return nil
@@ -215,7 +227,7 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *openi
 	return o
 }
 
-// leave makes a spare of an Open for the next caller.
+// leave makes a spare of an Open, for the next caller.
 func (g *generation) leave(o *opening) {
 	g.mu.Lock()
 	g.spares = append(g.spares, o)
@@ -223,14 +235,14 @@ func (g *generation) leave(o *opening) {
 	g.pruneSpares()
 }
 
-// pruneSpares abandons what can serve nobody: a Connect, an Open that is too
-// old, and all of a generation that ends. It is called after each of these has
-// come about, and after each spare has come in, so none is missed.
+// pruneSpares abandons the spares that can serve nobody: those that are too old,
+// and all of a generation that ends. It is called after each of these has come
+// about, and after each spare has come in. So none is missed.
 func (g *generation) pruneSpares() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.spares = slices.DeleteFunc(g.spares, func(o *opening) bool {
-		useless := g.connector != nil || isClosed(o.old) || g.ctx.Err() != nil || g.c.ctx.Err() != nil
+		useless := isClosed(o.old) || g.ctx.Err() != nil || g.c.ctx.Err() != nil
 		if useless {
 			o.abandon()
 		}
@@ -249,7 +261,8 @@ func (o *opening) abandon() {
 
 // supersede ends a generation: it closes the connections that are not in use,
 // and counts the others, which close when they are returned. Dials are left. It
-// is the sweep of rule 1 in server.go.
+// is the sweep of rule 1 in server.go. Spares are idle connections like others,
+// and counted as such; what is not there yet closes when it comes.
 func (g *generation) supersede() (closed, inUse int) {
 	g.end()
 	var swept []*serverConn

@@ -21,21 +21,35 @@ import (
 // again. It cancels the contexts that the driver has, and the connection closes
 // when the call in progress has returned.
 //
+// After a kill the owner still has the connection, and is told so by each call
+// that he makes: it is taken until he returns it. But he enters the driver no
+// more. From then on the driver's connection, rows and statements belong to who
+// closes them.
+//
+// Why can this not miss a connection whose first use begins in the instant of the
+// kill? The kill comes after the sweep, so by the rules in server.go such a
+// connection is taken, or its owner will see the change and run nothing on it.
+// And whether a call has begun on a taken one is decided under mu.
+//
 // Without forceKill a server connection has none. The methods of a nil *killer
 // and of a nil *call have nothing to do. Those that every operation goes through
 // are in two parts, so that the compiler can inline the test for nil.
 type killer struct {
 	s *serverConn
 
-	mu       sync.Mutex    // guards the following fields
-	busy     bool          // a call is in progress, or Raw was called and nothing since
-	killed   bool          // goes from false to true once; nothing but the closing enters the driver after it
-	returned chan struct{} // made by a kill that finds it busy; closed when the call returns
+	mu sync.Mutex // guards the following fields
+	// busy says that a call of the driver is in progress. After Raw it stays true,
+	// because nobody tells when the callback returns, until another call begins or
+	// the connection is returned.
+	busy     bool
+	killed   bool          // goes from false to true once
+	returned chan struct{} // made by a kill that finds it busy; closed when the call has returned
 	calls    []*call       // whose contexts the driver may hold on to
 }
 
 // A call is a call of the driver and what it began: its context lives until the
-// call, the rows or the transaction has ended.
+// call, the rows or the transaction has ended. lib/pq and pgx watch the context
+// for as long.
 type call struct {
 	s      *serverConn
 	cancel context.CancelCauseFunc
@@ -54,7 +68,7 @@ func (k *killer) enterForced() bool {
 
 func (k *killer) enterLocked() bool {
 	if k.killed {
-		k.leaveLocked(nil) // Raw, which has returned
+		k.leaveLocked(nil) // a Raw callback has returned: the closing need not wait for it
 		return false
 	}
 	k.busy = true
@@ -130,8 +144,10 @@ func (c *call) end(err error) error {
 	return err
 }
 
-// endExec is end for an Exec. If it may have set a cursor, its context lives on
-// until the connection is returned to the pool.
+// endExec is end for an Exec. If it may have set a cursor, through sql.Out, its
+// context lives on until the connection is returned to the pool, or the cursor
+// would end with the Exec. (A kill ends the context, but guards no calls on the
+// cursor: drivers assert its type, so it cannot be wrapped.)
 func (c *call) endExec(args []driver.NamedValue, err error) error {
 	for i := range args {
 		if out, ok := args[i].Value.(sql.Out); ok && err == nil && c != nil {
@@ -157,8 +173,9 @@ func (c *call) endQuery(r driver.Rows, err error) (driver.Rows, error) {
 	return wrapRows(&rows{Rows: r, call: c}), nil
 }
 
-// last makes the last call that needs the context. After a kill the driver is
-// left to who closes the connection.
+// last makes the last call that needs the context: the end of rows or of a
+// transaction. After a kill it is not made: the rows close with the connection,
+// and the transaction is rolled back by its end. So a Commit fails.
 func (c *call) last(f func() error) error {
 	if c != nil && !c.s.k.enter() {
 		return ErrKilled
@@ -214,11 +231,13 @@ func (k *killer) claim(closed *atomic.Bool) bool {
 	return closed.CompareAndSwap(false, true)
 }
 
-// kill ends what is in use. It reports false if nothing is.
+// kill ends what is in use. It reports false if nothing is. The generation is
+// superseded and swept, so what is idle is about to be retired by its owner.
 //
 // A connection that is taken is in use, save for the moment of a ResetSession or
 // of a Stmt.Close in the pool. To kill it then does no harm: its proxy finds the
-// connection retired afterwards, and dials.
+// connection retired afterwards, and dials. It even does good where the server
+// is frozen and the call would never return.
 func (s *serverConn) kill() bool {
 	k := s.k
 	k.mu.Lock()
@@ -306,8 +325,9 @@ type rows struct {
 // wrapRows gives rows the optional interfaces that only a newer Go has.
 var wrapRows = func(r *rows) driver.Rows { return r }
 
-// Columns asks the driver once for each result set: a Rows.Scan that fails
-// asks without database/sql's lock, perhaps during another call.
+// Columns asks the driver once for each result set. A Rows.Scan that fails asks
+// for them without database/sql's lock, perhaps during another call: Next has
+// asked before it.
 func (r *rows) Columns() []string {
 	if r.columns == nil {
 		ask(r, func(rows driver.Rows) { r.columns = rows.Columns() })
