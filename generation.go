@@ -81,13 +81,12 @@ func (g *generation) probe() error {
 	if o.err != nil {
 		return o.err
 	}
-	s := o.s
-	if !s.hold() { // the candidate was replaced, and discard has closed it
+	if !o.s.hold() { // the candidate was replaced, and discard has closed it
 		return g.ctx.Err()
 	}
-	defer s.awaitClosed(context.Background())
-	defer s.retire()
-	if pinger, ok := s.ci.(driver.Pinger); ok && ctx.Err() == nil {
+	defer o.s.awaitClosed(context.Background())
+	defer o.s.retire()
+	if pinger, ok := o.s.ci.(driver.Pinger); ok && ctx.Err() == nil {
 		return pinger.Ping(ctx)
 	}
 	return ctx.Err()

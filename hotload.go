@@ -147,11 +147,9 @@ type Strategy interface {
 	Watch(ctx context.Context, pth string, options url.Values) (value string, values <-chan string, err error)
 }
 
-var (
-	registryMu sync.RWMutex // protects drivers and strategies
-	drivers    = make(map[string]driver.Driver)
-	strategies = make(map[string]Strategy)
-)
+var registryMu sync.RWMutex // protects drivers and strategies
+var drivers = make(map[string]driver.Driver)
+var strategies = make(map[string]Strategy)
 
 // Register makes a driver available under name, which data source names give as
 // their host. It panics if d is nil, if name is registered already, or if it

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -82,14 +83,11 @@ func (k *killer) leaveLocked(err error) error {
 		close(k.returned)
 		k.returned = nil
 	}
-	switch err {
-	case nil, driver.ErrSkip, driver.ErrRemoveArgument, ErrKilled:
-		return err // database/sql compares them with ==
+	switch {
+	case !k.killed, err == nil, err == ErrKilled, err == driver.ErrSkip, err == driver.ErrRemoveArgument:
+		return err // database/sql compares the last two with ==
 	}
-	if k.killed {
-		return &killedError{err}
-	}
-	return err
+	return &killedError{err}
 }
 
 // begin is enter for a call with a context, which it derives from the caller's.
@@ -135,11 +133,8 @@ func (c *call) end(err error) error {
 // endExec is end for an Exec. If it may have set a cursor, its context lives on
 // until the connection is returned to the pool.
 func (c *call) endExec(args []driver.NamedValue, err error) error {
-	if c == nil {
-		return err
-	}
 	for i := range args {
-		if out, ok := args[i].Value.(sql.Out); ok && err == nil {
+		if out, ok := args[i].Value.(sql.Out); ok && err == nil && c != nil {
 			switch out.Dest.(type) {
 			case *driver.Rows, *any:
 				return c.s.k.leave(nil)
@@ -151,10 +146,7 @@ func (c *call) endExec(args []driver.NamedValue, err error) error {
 
 // endQuery ends a call that brought rows, with which its context lives on.
 func (c *call) endQuery(r driver.Rows, err error) (driver.Rows, error) {
-	if c == nil {
-		return r, err
-	}
-	if err != nil || r == nil {
+	if c == nil || err != nil || r == nil {
 		return r, c.end(err)
 	}
 	k := c.s.k
@@ -168,10 +160,7 @@ func (c *call) endQuery(r driver.Rows, err error) (driver.Rows, error) {
 // last makes the last call that needs the context. After a kill the driver is
 // left to who closes the connection.
 func (c *call) last(f func() error) error {
-	if c == nil {
-		return f()
-	}
-	if !c.s.k.enter() {
+	if c != nil && !c.s.k.enter() {
 		return ErrKilled
 	}
 	return c.end(f())
@@ -213,6 +202,16 @@ func (k *killer) closeRows() {
 			safely(func() error { return c.rows.Close() })
 		}
 	}
+}
+
+// claim sets closed for who is first to close the connection. Rows that copy
+// what they read hold the lock: the driver's Close comes after it.
+func (k *killer) claim(closed *atomic.Bool) bool {
+	if k != nil {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+	}
+	return closed.CompareAndSwap(false, true)
 }
 
 // kill ends what is in use. It reports false if nothing is.
@@ -319,25 +318,21 @@ func (r *rows) Columns() []string {
 func (r *rows) Close() error { return r.call.last(r.Rows.Close) }
 
 // Next copies the bytes of the row. They are a part of the driver's buffer,
-// which lives until its next call, and a kill makes one at any time: it closes
-// the rows. database/sql and the program read them after Next has returned.
+// which is good until the next call on its connection or its rows, and a kill
+// makes one at any time: it closes them. database/sql and the program read the
+// bytes after Next has returned.
 func (r *rows) Next(dest []driver.Value) error {
 	if !r.call.s.k.enter() {
 		return ErrKilled
 	}
-	err := r.Rows.Next(dest)
-	if err == nil && r.call.s.closed.Load() {
-		err = ErrKilled // by the last resort, which may have overwritten the buffer
-	}
-	if err == nil {
+	return r.leave(r.next(r.Rows.Next(dest)), func() {
 		r.buf = r.buf[:0]
 		for i, v := range dest {
 			if b, ok := v.([]byte); ok {
 				dest[i] = r.keep(b)
 			}
 		}
-	}
-	return r.next(err)
+	})
 }
 
 // keep copies a part of the driver's buffer into one that is the rows' own.
@@ -350,14 +345,29 @@ func (r *rows) keep(b []byte) []byte {
 	return r.buf[n:len(r.buf):len(r.buf)]
 }
 
-// next ends a call that asked for a row. At the end of a result set it asks for
-// the next in the same call: afterwards the connection can have been killed, and
-// rows that have ended without an error must close.
+// next asks at the end of a result set whether another follows, in the same call
+// of the driver: afterwards the connection can have been killed, and rows that
+// have ended without an error must close.
 func (r *rows) next(err error) error {
 	if sets, ok := r.Rows.(driver.RowsNextResultSet); ok && err == io.EOF && !r.call.s.closed.Load() {
 		r.more = sets.HasNextResultSet()
 	}
-	return r.call.s.k.leave(err)
+	return err
+}
+
+// leave ends a call that read a row or a part of one, and has copy copy it:
+// under the lock, so that the last resort closes the connection before, and then
+// this is an error, or after.
+func (r *rows) leave(err error, copy func()) error {
+	s := r.call.s
+	s.k.mu.Lock()
+	defer s.k.mu.Unlock()
+	if err == nil && s.closed.Load() {
+		err = ErrKilled
+	} else if err == nil {
+		copy()
+	}
+	return s.k.leaveLocked(err)
 }
 
 func (r *rows) HasNextResultSet() bool { return r.more }

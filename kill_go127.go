@@ -29,8 +29,7 @@ func (r scannerRows) NextRow() error {
 	if !r.call.s.k.enter() {
 		return ErrKilled
 	}
-	r.buf = r.buf[:0]
-	return r.next(r.scanner.NextRow())
+	return r.leave(r.next(r.scanner.NextRow()), func() { r.buf = r.buf[:0] })
 }
 
 // ScanColumn copies the bytes that the driver has filled a RawBytes with, as
@@ -39,12 +38,9 @@ func (r scannerRows) ScanColumn(scanCtx driver.ScanContext, index int, dest any)
 	if !r.call.s.k.enter() {
 		return ErrKilled
 	}
-	err := r.scanner.ScanColumn(scanCtx, index, dest)
-	if err == nil && r.call.s.closed.Load() {
-		err = ErrKilled
-	}
-	if raw, ok := dest.(*sql.RawBytes); ok && err == nil {
-		*raw = r.keep(*raw)
-	}
-	return r.call.s.k.leave(err)
+	return r.leave(r.scanner.ScanColumn(scanCtx, index, dest), func() {
+		if raw, ok := dest.(*sql.RawBytes); ok {
+			*raw = r.keep(*raw)
+		}
+	})
 }

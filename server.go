@@ -214,7 +214,7 @@ func (s *serverConn) closeChildren() {
 
 // closeConn calls the driver's Close, once.
 func (s *serverConn) closeConn() {
-	if !s.closed.CompareAndSwap(false, true) {
+	if !s.k.claim(&s.closed) {
 		return // the last resort, or the limit of closeChildren, was first
 	}
 	s.err = safely(func() error { return s.ci.Close() })
