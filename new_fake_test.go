@@ -465,7 +465,7 @@ func survives(t *testing.T, f func(t *testing.T)) {
 		return
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout="+limit.String())
-	cmd.Env = append(os.Environ(), child+"="+t.Name())
+	cmd.Env = append(os.Environ(), child+"="+t.Name(), "GORACE=atexit_sleep_ms=0")
 	out, err := cmd.CombinedOutput()
 	if err == nil {
 		return

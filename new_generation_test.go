@@ -461,7 +461,7 @@ func TestDrainedIsForgotten(t *testing.T) {
 			db := open(t, d, src, row.options)
 			stmt, err := db.Prepare("select")
 			must(t, "prepare", err)
-			const changes = 300
+			const changes = 100
 			for i := range changes {
 				src.set(strconv.Itoa((i + 1) % row.values))
 				time.Sleep(row.pause)
