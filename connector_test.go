@@ -119,6 +119,7 @@ func TestValues(t *testing.T) {
 	f, src := newFake(t), newSource("1")
 	db := open(t, ctxFake{f}, src, "")
 	want(t, "value", ask(t, db), "1")
+	await(t, "the first value is logged", func() bool { return log.count("value accepted") == 1 })
 	for _, tt := range []struct {
 		name, set, want string
 		opened          int64
