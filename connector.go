@@ -83,7 +83,7 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	// A pool whose connections are slow to close must not exceed MaxOpenConns on
 	// the server. Each connection that is closing has left room for one new one,
 	// so this one waits for the oldest, and the next for another.
-	c.countOut()
+	c.stillClosing()
 	c.mu.Lock()
 	var oldest *serverConn
 	if len(c.uncounted) > 0 {
@@ -100,10 +100,11 @@ func (c *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return newConn(ctx, c, s), nil
 }
 
-// countOut adds connections that database/sql has closed, and so counts no more,
-// and returns how many of all that it was ever told are still closing. It forgets
-// the others: a pool that has shrunk would else wait for connections long gone.
-func (c *connector) countOut(conns ...*serverConn) int {
+// stillClosing adds connections that database/sql has closed, and so counts no
+// more, to uncounted. It removes those that have closed by now, and returns how
+// many are left. A pool that has shrunk would otherwise wait for connections long
+// gone.
+func (c *connector) stillClosing(conns ...*serverConn) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.uncounted = slices.DeleteFunc(append(c.uncounted, conns...), func(s *serverConn) bool { return isClosed(s.gone) })
@@ -137,10 +138,11 @@ func (c *connector) dial(ctx context.Context) (*serverConn, error) {
 
 // Close ends the watch. Connections that are checked out work on.
 //
-// database/sql calls it when it has closed the idle connections, for which it has
-// waited: in all for about patience, see conn.Close. This takes at most patience
-// more for what runs in the background, and half of it for the driver's
-// connector. What takes longer goes on without it.
+// database/sql calls it after it has closed the idle connections one by one. Each
+// of these closings is waited for, for at most patience; once one has taken
+// longer, the rest are not waited for. Close then waits at most patience for the
+// background work, and half of patience for the driver's connector. Whatever
+// takes longer continues without it.
 func (c *connector) Close() error {
 	c.mu.Lock()
 	again := c.ctx.Err() != nil
@@ -172,9 +174,9 @@ func (c *connector) Close() error {
 	}
 }
 
-// inBackground calls f in a goroutine that Close waits for, for a while. It
-// counts before it returns: whoever causes something before Close does is waited
-// for, and so is what that causes in its turn.
+// inBackground calls f in a goroutine that Close waits for, for a while. The
+// count rises before inBackground returns. So Close waits for work started before
+// it, and for work which that work starts.
 func (c *connector) inBackground(f func()) {
 	c.running.Add(1)
 	go func() {
@@ -188,8 +190,8 @@ func (c *connector) logger() *slog.Logger {
 	return slog.With("strategy", c.strategyName, "driver", c.driverName, "path", c.path)
 }
 
-// A firstWatch is what the callers of a first connect wait for and share: the
-// first call of Strategy.Watch, and what became of its value.
+// A firstWatch is the result of the first Strategy.Watch. All callers of Connect
+// wait for it until a value is in force.
 type firstWatch struct {
 	ready chan struct{} // closed when a value is in force, or there is a reason why none is
 	err   error         // that reason; guarded by connector.mu
@@ -212,7 +214,7 @@ func (c *connector) start(ctx context.Context) error {
 		return nil
 	}
 	if c.strategy == nil {
-		return errEmptyDSN
+		return errors.New("hotload: the data source name is empty: want strategy://driver/path?options")
 	}
 	c.mu.Lock()
 	if c.first == nil && c.ctx.Err() == nil {
@@ -314,9 +316,9 @@ func (c *connector) follow(values <-chan string) {
 // offer takes up a value from the strategy. A blank one is refused for good: the
 // strategy should not have delivered it, and trying it again helps nobody.
 //
-// Unless the value has to prove itself, it is in force or refused when offer
-// returns, so that each is before the next is received. Only a driver whose
-// OpenConnector hangs makes offer return earlier, after patience.
+// Unless it is to be probed, the value is in force or refused when offer returns.
+// So values are handled in order. Only a driver whose OpenConnector hangs makes
+// offer return earlier, after patience.
 func (c *connector) offer(value string) {
 	if strings.TrimSpace(value) == "" {
 		if !c.blank {
@@ -334,13 +336,13 @@ func (c *connector) offer(value string) {
 	if !c.setCandidate(g) {
 		return
 	}
-	tried, told := context.WithCancel(context.Background())
-	c.inBackground(func() { c.prove(g, told) })
+	tried := make(chan struct{})
+	c.inBackground(func() { c.prove(g, sync.OnceFunc(func() { close(tried) })) })
 	if c.probe && c.current.Load() != nil {
 		return
 	}
 	select {
-	case <-tried.Done():
+	case <-tried:
 	case <-c.ctx.Done():
 	case <-time.After(patience):
 	}
@@ -350,9 +352,10 @@ func (c *connector) offer(value string) {
 // not if its value is in force, and then nothing is to be done; if its value is
 // being tried already; or if the connector is closed. Close calls it with nil.
 //
-// Only here does a candidate come in. A value that the strategy delivers while
-// Close runs would else be tried for ever: this is called after c.ctx has ended,
-// and looks, or before, and Close replaces the candidate.
+// This is the only place that sets a new candidate. It checks under mu whether
+// c.ctx has ended, and Close ends c.ctx under mu. So a value delivered during
+// Close is either rejected here, or removed by Close's own call. Otherwise it
+// would be tried for ever.
 func (c *connector) setCandidate(g *generation) bool {
 	c.mu.Lock()
 	old, current := c.candidate, c.current.Load()
@@ -374,8 +377,9 @@ func (c *connector) setCandidate(g *generation) bool {
 	return g != nil
 }
 
-// tryLimit is how long the probe of a candidate may take. A value whose dial
-// takes longer is never proved. The log says so.
+// tryLimit is how long a probe may take. A value whose dial takes longer is never
+// proved. A try that has not returned patience later, even in OpenConnector, is
+// logged as refused.
 const tryLimit = 10 * time.Second
 
 // prove tries a candidate until it is good, and then puts it in force. It ends
@@ -384,8 +388,9 @@ const tryLimit = 10 * time.Second
 // One candidate is tried at a time, and has one try at a time. A driver that
 // ignores its context, or has none, is waited for: were it left and tried again,
 // a host that hangs would have hundreds of our dials after an hour. A candidate
-// that has been replaced is another matter, for nobody means its host any more:
+// that has been replaced is another matter, because its value is no longer wanted:
 // when its driver has not returned after patience, the next candidate begins.
+// The same value delivered again is not tried at once: it keeps its pauses.
 func (c *connector) prove(g *generation, tried func()) {
 	defer tried()
 	select {
@@ -401,9 +406,13 @@ func (c *connector) prove(g *generation, tried func()) {
 	// is followed by long pauses. What says that the driver cannot read the value
 	// yet, or the server cannot be reached yet, is tried again within seconds.
 	soon := 250 * time.Millisecond
-	denied := []time.Duration{2 * time.Second, 10 * time.Second, time.Minute, 5 * time.Minute}
+	denials, denied := 0, [...]time.Duration{2 * time.Second, 10 * time.Second, time.Minute, 5 * time.Minute}
+	slow := error(context.DeadlineExceeded)  // the error of a try that does not return
+	if !c.probe || c.current.Load() == nil { // then only OpenConnector is called
+		slow = &refusedError{fmt.Sprintf("hotload: driver %q has not returned from OpenConnector within %v", c.driverName, tryLimit), slow}
+	}
 	for {
-		late := time.AfterFunc(tryLimit+patience, func() { c.refuse(g, context.DeadlineExceeded) })
+		late := time.AfterFunc(tryLimit+patience, func() { c.refuse(g, slow) })
 		err := safely(g.try)
 		late.Stop()
 		if g.ctx.Err() != nil {
@@ -417,7 +426,8 @@ func (c *connector) prove(g *generation, tried func()) {
 		if c.refuse(g, err) {
 			soon = min(2*soon, 5*time.Second)
 		} else {
-			pause, denied = denied[0], denied[min(1, len(denied)-1):]
+			pause = denied[min(denials, len(denied)-1)]
+			denials++
 		}
 		tried()
 		select {
@@ -453,7 +463,8 @@ func (c *connector) refuse(g *generation, err error) (harmless bool) {
 }
 
 // publish puts a candidate in force and retires the generation before it. It
-// does nothing if the candidate has been replaced: who did that has ended it.
+// does nothing if the candidate has been replaced; setCandidate has ended that one
+// already.
 // New work does not wait for the sweep, let alone for the closing.
 func (c *connector) publish(g *generation) {
 	c.mu.Lock()

@@ -12,14 +12,13 @@ import (
 )
 
 // A generation is a value and what was opened with it. It begins as a candidate,
-// is in force if it proves good, and is superseded by the next one, or as a
-// candidate replaced. Then its connections close one by one.
+// is put in force when its try succeeds, and is superseded by the next one. A
+// candidate can also be replaced before that. Then its connections close.
 //
 // It is drained when refs is 0: its last connection is closed, and nobody dials.
 // refs counts one while it is in force or a candidate, one for each dial, which
 // becomes its connection's, and one for each try and each kill while they last.
-// It goes from 1 to 0 once, because a reference is only had by who has one
-// (retain refuses after the end).
+// It reaches 0 only once, because retain fails when it is 0.
 type generation struct {
 	c         *connector
 	number    int // counts the values put in force, from 1; 0 before that
@@ -84,7 +83,8 @@ func (g *generation) probe() error {
 	if o.err != nil {
 		return o.err
 	}
-	if !o.s.hold() { // the candidate was replaced, and discard has closed it
+	// Not take: a candidate is not in force, so take would retire its connection.
+	if !o.s.hold() { // the candidate was replaced, and supersede has retired the connection
 		return g.ctx.Err()
 	}
 	defer o.s.awaitClosed(context.Background())
@@ -105,16 +105,16 @@ const spareLife = 10 * time.Second
 // driver ignores its context or takes none.
 //
 // Open takes no context, so one that was left goes on. It is kept as a spare,
-// and the next caller adopts it instead of calling Open again. So there is at
-// most one Open for each waiting caller, however impatient they are. An Open that
-// is too old and that nobody waits for does not count.
+// and the next caller adopts it instead of calling Open again. So callers with
+// short deadlines do not pile up Opens. An Open older than spareLife is no longer
+// shared: its host may hang for good, while another caller's Open goes through.
 //
 // Connect takes a context, which ends when its caller leaves. It is no spare.
 type opening struct {
 	done chan struct{} // closed when the driver has returned
 	s    *serverConn   // s and err are published by done
 	err  error
-	old  chan struct{} // closed when it is too old for a spare
+	old  chan struct{} // closed when it is older than spareLife
 }
 
 // dial opens a server connection, or adopts a spare. If the caller's context ends
@@ -150,23 +150,23 @@ func (g *generation) dial(ctx context.Context) (_ *serverConn, err error) {
 			}
 			return o.s, o.err
 		case <-tooOld:
-			g.leave(o)
+			o.abandon()
 			continue
 		case <-ctx.Done():
 		}
-		if g.connector != nil {
-			// The driver sees the end of the context too, and has an error of its own to
-			// return, which says more. Nobody wants that of a superseded value.
-			select {
-			case <-o.done:
-				return o.s, o.err
-			case <-g.ctx.Done():
-			case <-time.After(patience):
-			}
-			o.abandon()
+		if g.connector == nil {
+			g.keepSpare(o)
 			return nil, ctx.Err()
 		}
-		g.leave(o)
+		// The driver sees the end of the context too, and has an error of its own to
+		// return, which says more. Nobody wants that of a superseded value.
+		select {
+		case <-o.done:
+			return o.s, o.err
+		case <-g.ctx.Done():
+		case <-time.After(patience):
+		}
+		o.abandon()
 		return nil, ctx.Err()
 	}
 }
@@ -186,9 +186,12 @@ func (g *generation) adopt() *opening {
 }
 
 // open calls the driver in a goroutine. It returns nil if the generation is
-// superseded. The connection that comes is listed before anybody hears of it, and
-// whatever becomes of its caller: the sweep finds it, or it comes after the sweep
-// and who waited for it looks, or abandon.
+// superseded.
+//
+// The new connection is added to conns before done is closed. If the sweep runs
+// later, it finds the connection there. If the sweep ran earlier, connector.dial
+// notices the change and retires the connection. If the caller has left, abandon
+// retires it.
 func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *opening {
 	if g.ctx.Err() != nil || !g.retain() {
 		return nil
@@ -227,8 +230,8 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *openi
 	return o
 }
 
-// leave makes a spare of an Open, for the next caller.
-func (g *generation) leave(o *opening) {
+// keepSpare keeps an Open that its caller leaves, for the next caller.
+func (g *generation) keepSpare(o *opening) {
 	g.mu.Lock()
 	g.spares = append(g.spares, o)
 	g.mu.Unlock()
@@ -260,9 +263,9 @@ func (o *opening) abandon() {
 }
 
 // supersede ends a generation: it closes the connections that are not in use,
-// and counts the others, which close when they are returned. Dials are left. It
-// is the sweep of rule 1 in server.go. Spares are idle connections like others,
-// and counted as such; what is not there yet closes when it comes.
+// and counts the others, which close when they are returned. It is the sweep of
+// rule 1 in server.go. Dials in progress are cancelled (Connect) or left to finish
+// (Open); their connections close on arrival. Spares count as idle connections.
 func (g *generation) supersede() (closed, inUse int) {
 	g.end()
 	var swept []*serverConn

@@ -36,7 +36,7 @@
 //     "30s", ends what is still in use when it has passed.
 //   - probe: with "true", a new value is put in force only once a connection
 //     has been opened with it, and pinged if the driver can; until then the
-//     pool goes on with the last good one. The first value is not tried. The
+//     pool goes on with the last good one. The first value is not probed. The
 //     default, "false", puts each value in force at once, because moving off a
 //     server may be meant whether or not the next one is up.
 //
@@ -55,9 +55,9 @@
 //     on which nothing has run yet moves to the new value when it is first used.
 //   - A dial in progress is abandoned and made again with the new value.
 //
-// A value that is empty or blank, or that the driver's OpenConnector refuses,
-// changes nothing. It is tried again, with growing pauses, until it is good or
-// another comes: a certificate that it names may still be on its way. Drivers
+// A blank value is ignored. A value that the driver's OpenConnector refuses is
+// not put in force. It is tried again, with growing pauses, until it is accepted
+// or another one comes: a certificate that it names may not be there yet. Drivers
 // that parse at the dial, such as pq.Driver and pgx's, refuse none: see probe.
 //
 // The error of an operation that forceKill ended matches [ErrKilled]; the
@@ -75,8 +75,11 @@
 //
 //   - A dial of a driver that takes no context, such as pq.Driver, can be
 //     abandoned but not interrupted: it goes on in the background.
-//   - A library that wraps hotload has to pass on the Close of its connector,
-//     which ends the watch.
+//   - A library that wraps hotload must pass on the connector's Close, which ends
+//     the watch, and the connection's ResetSession and IsValid. Without these two
+//     a pooled connection never moves to a new value.
+//   - DB.SetConnMaxLifetime counts a connection's age from when its place in the
+//     pool was made, also if a change has renewed the connection since.
 //
 // # The driver's own connection
 //
@@ -101,6 +104,7 @@ package hotload
 //	conn.go        the proxy that database/sql holds in place of a server connection
 //	stmt.go        prepared statements, and the conversion of arguments
 //	kill.go        forceKill: read the others first; without it a killer is nil
+//	kill_go127.go  what Go 1.27 adds to rows
 //
 // The core is the table of states and the two rules below it, in server.go.
 
@@ -126,7 +130,6 @@ import (
 var ErrKilled = errors.New("hotload: connection killed because its connection string was replaced")
 
 var errClosed = errors.New("hotload: the connector is closed")
-var errEmptyDSN = errors.New("hotload: the data source name is empty: want strategy://driver/path?options")
 
 // A Strategy watches the place where a connection string is kept. SPEC.md is
 // its contract, and package strategytest tests an implementation against it.
@@ -251,7 +254,7 @@ func (d *dsn) takeOptions() error {
 
 // takeOption returns an option of hotload's own, "false" by default. One whose
 // name differs only in case is an error: a strategy that ignores what it does
-// not know would make a silent no of it.
+// not know would silently ignore it.
 func (d *dsn) takeOption(name string) (value string, err error) {
 	for other := range d.options {
 		if other != name && strings.EqualFold(other, name) {

@@ -43,7 +43,7 @@ type killer struct {
 	// the connection is returned.
 	busy     bool
 	killed   bool          // goes from false to true once
-	returned chan struct{} // made by a kill that finds it busy; closed when the call has returned
+	callDone chan struct{} // made by a kill that finds it busy; closed when the call has returned
 	calls    []*call       // whose contexts the driver may hold on to
 }
 
@@ -53,14 +53,14 @@ type killer struct {
 type call struct {
 	s      *serverConn
 	cancel context.CancelCauseFunc
-	rows   driver.Rows // open; nil if the call has brought none. Guarded by k.mu
+	rows   driver.Rows // open; nil if the call has brought none. Set under k.mu, before the call ends
 }
 
 // enter begins a call of the driver, which leave ends. It reports false if the
 // connection was killed.
-func (k *killer) enter() bool { return k == nil || k.enterForced() }
+func (k *killer) enter() bool { return k == nil || k.enterSlow() }
 
-func (k *killer) enterForced() bool {
+func (k *killer) enterSlow() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.enterLocked()
@@ -82,10 +82,10 @@ func (k *killer) leave(err error) error {
 	if k == nil {
 		return err
 	}
-	return k.leaveForced(err)
+	return k.leaveSlow(err)
 }
 
-func (k *killer) leaveForced(err error) error {
+func (k *killer) leaveSlow(err error) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.leaveLocked(err)
@@ -93,9 +93,9 @@ func (k *killer) leaveForced(err error) error {
 
 func (k *killer) leaveLocked(err error) error {
 	k.busy = false
-	if k.returned != nil {
-		close(k.returned)
-		k.returned = nil
+	if k.callDone != nil {
+		close(k.callDone)
+		k.callDone = nil
 	}
 	switch {
 	case !k.killed, err == nil, err == ErrKilled, err == driver.ErrSkip, err == driver.ErrRemoveArgument:
@@ -109,10 +109,10 @@ func (k *killer) begin(ctx context.Context) (context.Context, *call, error) {
 	if k == nil {
 		return ctx, nil, nil
 	}
-	return k.beginForced(ctx)
+	return k.beginSlow(ctx)
 }
 
-func (k *killer) beginForced(ctx context.Context) (context.Context, *call, error) {
+func (k *killer) beginSlow(ctx context.Context) (context.Context, *call, error) {
 	c := &call{s: k.s}
 	ctx, c.cancel = context.WithCancelCause(ctx)
 	k.mu.Lock()
@@ -135,8 +135,9 @@ func (c *call) end(err error) error {
 	}
 	k := c.s.k
 	k.mu.Lock()
-	// With its rows, which the owner has closed. A program that has a transaction
-	// from a Raw callback may end it twice.
+	// This removes the call's rows too; the owner has closed them. The call may be
+	// gone already: a program that began a transaction inside a Raw callback can end
+	// it twice.
 	k.calls = slices.DeleteFunc(k.calls, func(other *call) bool { return other == c })
 	err = k.leaveLocked(err)
 	k.mu.Unlock()
@@ -173,10 +174,10 @@ func (c *call) endQuery(r driver.Rows, err error) (driver.Rows, error) {
 	return wrapRows(&rows{Rows: r, call: c}), nil
 }
 
-// last makes the last call that needs the context: the end of rows or of a
+// lastCall makes the last call that needs the context: the end of rows or of a
 // transaction. After a kill it is not made: the rows close with the connection,
 // and the transaction is rolled back by its end. So a Commit fails.
-func (c *call) last(f func() error) error {
+func (c *call) lastCall(f func() error) error {
 	if c != nil && !c.s.k.enter() {
 		return ErrKilled
 	}
@@ -187,11 +188,11 @@ func (c *call) last(f func() error) error {
 // closed. It ends the contexts that the driver may hold on to.
 func (k *killer) endUse() {
 	if k != nil {
-		k.endUseForced()
+		k.endUseSlow()
 	}
 }
 
-func (k *killer) endUseForced() {
+func (k *killer) endUseSlow() {
 	k.mu.Lock()
 	k.leaveLocked(nil) // Raw
 	var ended []*call
@@ -221,8 +222,8 @@ func (k *killer) closeRows() {
 	}
 }
 
-// claim sets closed for who is first to close the connection. Rows that copy
-// what they read hold the lock: the driver's Close comes after it.
+// claim sets closed and returns true for the first caller only. It takes k.mu so
+// that the driver's Close cannot begin while rows copy their buffer.
 func (k *killer) claim(closed *atomic.Bool) bool {
 	if k != nil {
 		k.mu.Lock()
@@ -247,14 +248,14 @@ func (s *serverConn) kill() bool {
 	}
 	k.killed = true // from here on the owner enters no more
 	if k.busy {
-		k.returned = make(chan struct{})
+		k.callDone = make(chan struct{})
 	}
-	returned, calls := k.returned, slices.Clone(k.calls)
+	callDone, calls := k.callDone, slices.Clone(k.calls)
 	k.mu.Unlock()
 	for _, c := range calls {
 		c.cancel(ErrKilled)
 	}
-	s.startClosing(returned)
+	s.startClosing(callDone)
 	return true
 }
 
@@ -335,7 +336,7 @@ func (r *rows) Columns() []string {
 	return r.columns
 }
 
-func (r *rows) Close() error { return r.call.last(r.Rows.Close) }
+func (r *rows) Close() error { return r.call.lastCall(r.Rows.Close) }
 
 // Next copies the bytes of the row. They are a part of the driver's buffer,
 // which is good until the next call on its connection or its rows, and a kill
@@ -345,7 +346,7 @@ func (r *rows) Next(dest []driver.Value) error {
 	if !r.call.s.k.enter() {
 		return ErrKilled
 	}
-	return r.leave(r.next(r.Rows.Next(dest)), func() {
+	return r.leave(r.noteMore(r.Rows.Next(dest)), func() {
 		r.buf = r.buf[:0]
 		for i, v := range dest {
 			if b, ok := v.([]byte); ok {
@@ -365,19 +366,19 @@ func (r *rows) keep(b []byte) []byte {
 	return r.buf[n:len(r.buf):len(r.buf)]
 }
 
-// next asks at the end of a result set whether another follows, in the same call
+// noteMore asks at the end of a result set whether another follows, in the same call
 // of the driver: afterwards the connection can have been killed, and rows that
 // have ended without an error must close.
-func (r *rows) next(err error) error {
+func (r *rows) noteMore(err error) error {
 	if sets, ok := r.Rows.(driver.RowsNextResultSet); ok && err == io.EOF && !r.call.s.closed.Load() {
 		r.more = sets.HasNextResultSet()
 	}
 	return err
 }
 
-// leave ends a call that read a row or a part of one, and has copy copy it:
-// under the lock, so that the last resort closes the connection before, and then
-// this is an error, or after.
+// leave ends a call that read a row or a part of one, which copy copies. It runs
+// under k.mu, which claim takes too. So the last resort has either set closed
+// already, and this is an error, or it closes the connection only after the copy.
 func (r *rows) leave(err error, copy func()) error {
 	s := r.call.s
 	s.k.mu.Lock()

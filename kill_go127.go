@@ -29,7 +29,7 @@ func (r scannerRows) NextRow() error {
 	if !r.call.s.k.enter() {
 		return ErrKilled
 	}
-	return r.leave(r.next(r.scanner.NextRow()), func() { r.buf = r.buf[:0] })
+	return r.leave(r.noteMore(r.scanner.NextRow()), func() { r.buf = r.buf[:0] })
 }
 
 // ScanColumn copies the bytes that the driver has filled a RawBytes with, as

@@ -21,9 +21,10 @@ import (
 //	retired  detached from its proxy, which dials when    nothing
 //	         it is next used; closing, or closed
 //
-// Who makes a connection taken owns it until it is idle again. Who makes it
-// retired closes it, and nobody else does. Closing a proxy retires its server
-// connection from whatever state.
+// The goroutine that sets taken owns the connection until it is idle again. The
+// goroutine that sets retired closes it; no other does. Closing a proxy retires
+// its server connection from whatever state. (There is one exception: a kill
+// closes a connection that stays taken until its owner returns it.)
 //
 // A change comes at any time, and waits for nobody. Two rules see to it that
 // nothing runs on an old value and nothing is forgotten:
@@ -51,7 +52,7 @@ const (
 type serverConn struct {
 	gen   *generation
 	ci    driver.Conn
-	k     *killer // nil without forceKill: read its methods as nothing
+	k     *killer // nil without forceKill; its methods then do nothing
 	state atomic.Int32
 
 	// What most operations ask of ci; nil where the driver has none.
@@ -63,6 +64,8 @@ type serverConn struct {
 
 	stmts map[*stmt]driver.Stmt // open; the owner's, then whoever closes the connection's
 
+	// The closing begins, what is open on the connection closes, the driver's Close
+	// begins, it returns: closing, closed and gone tell these moments.
 	cancel  context.CancelFunc        // ends the dial's context
 	closing atomic.Pointer[time.Time] // when its closing began; nil if it has not
 	closed  atomic.Bool               // ci.Close has begun
@@ -97,13 +100,15 @@ func newServerConn(g *generation, ci driver.Conn, cancel context.CancelFunc) *se
 	return s
 }
 
-// superseded reports whether another value is in force.
+// superseded reports whether another generation is in force. It is true also of
+// a candidate's connection, and if the same value has come back as a new
+// generation.
 func (s *serverConn) superseded() bool { return s.gen != s.gen.c.current.Load() }
 
 // hold makes the caller the owner, for a moment in which nothing begins: the
 // session is reset, a statement of the pool closes, the connection is returned.
-// It reports false if the connection is retired: who loses this swap lost it to
-// the sweep, which closes the connection.
+// It reports false if the connection is retired. Only the sweep can win this swap,
+// and the sweep closes the connection.
 //
 // The caller has the proxy, and database/sql lets only one have it at a time. So
 // if the connection is taken already it is the caller's.
@@ -142,21 +147,18 @@ func (s *serverConn) retireIdle() {
 	}
 }
 
-// retire retires the connection for its owner. It reports false if that has
-// happened already.
-func (s *serverConn) retire() bool {
-	if s.state.Swap(retired) == retired {
-		return false
+// retire retires the connection for its owner, unless the sweep has done so.
+func (s *serverConn) retire() {
+	if s.state.Swap(retired) != retired {
+		s.startClosing(nil)
 	}
-	s.startClosing(nil)
-	return true
 }
 
 // startClosing closes the connection in the background, so that nobody has to
 // wait for a slow Close: after the call in progress has returned, if there is
 // one.
-func (s *serverConn) startClosing(returned <-chan struct{}) {
-	s.gen.c.inBackground(func() { s.close(returned) })
+func (s *serverConn) startClosing(callDone <-chan struct{}) {
+	s.gen.c.inBackground(func() { s.close(callDone) })
 }
 
 // closeAll closes connections that have been retired, of which none waits for
@@ -174,21 +176,21 @@ func closeAll(conns []*serverConn) {
 // close closes what is open on the connection and then the connection, as
 // database/sql does: SQLite keeps a closed connection's file open while a
 // statement of it is.
-func (s *serverConn) close(returned <-chan struct{}) {
+func (s *serverConn) close(callDone <-chan struct{}) {
 	// A connection that was killed is retired once more when it is returned.
 	if now := time.Now(); !s.closing.CompareAndSwap(nil, &now) {
 		return
 	}
-	if returned != nil {
+	if callDone != nil {
 		select {
-		case <-returned:
+		case <-callDone:
 		case <-time.After(patience):
 			// The last resort: the driver's Close, beside the call that does not
 			// return. What is open is the call's until then, and closes when it
 			// returns at last. Until then its caller waits. "Drained" does not.
 			s.closeConn()
 			go func() {
-				<-returned
+				<-callDone
 				s.closeChildren()
 			}()
 			return
@@ -199,8 +201,8 @@ func (s *serverConn) close(returned <-chan struct{}) {
 }
 
 // closeChildren closes the rows and the statements that are open on a
-// connection whose owner the caller is. With forceKill, one that hangs does not
-// keep the connection open for longer than patience in all.
+// connection. With forceKill, one that hangs does not keep the connection open for
+// longer than patience in all. Without it, nothing is closed under a running call.
 func (s *serverConn) closeChildren() {
 	if s.k != nil {
 		limit := time.AfterFunc(patience, func() { s.gen.c.inBackground(s.closeConn) })

@@ -20,8 +20,8 @@ type stmt struct {
 }
 
 // A columnStmt is a stmt of a driver whose statements are ColumnConverters. Of
-// others database/sql must not find a ColumnConverter: it would convert by it
-// and ask no NamedValueChecker.
+// others database/sql must not find a ColumnConverter: it converts by other rules
+// where there is one (an argument too many is let through, for example).
 type columnStmt struct{ *stmt }
 
 var _ driver.StmtExecContext = (*stmt)(nil)
@@ -88,7 +88,7 @@ func (st *stmt) Close() error {
 	if !s.k.enter() {
 		return nil // killed: the same
 	}
-	if _, open := s.stmts[st]; !open { // closed already, in a Raw callback
+	if _, open := s.stmts[st]; !open { // closed twice: a program can do that in a Raw callback
 		return s.k.leave(nil)
 	}
 	delete(s.stmts, st)
