@@ -14,17 +14,21 @@ func TestFileStrategy(t *testing.T) {
 	strategytest.Run(t, func(t *testing.T) strategytest.Subject {
 		file := filepath.Join(t.TempDir(), "dsn")
 		return strategytest.Subject{
-			Strategy: fsnotify.NewStrategy(),
-			Path:     file,
-			Set: func(value string) error {
-				if err := os.WriteFile(file+".new", []byte(value), 0o600); err != nil {
-					return err
-				}
-				return os.Rename(file+".new", file)
-			},
-			Remove: func() error { return os.Remove(file) },
+			Strategy:  fsnotify.NewStrategy(),
+			Path:      file,
+			Set:       func(value string) error { return replace(file, value) },
+			Remove:    func() error { return os.Remove(file) },
+			OtherPath: file + ".old",
+			SetOther:  func(value string) error { return replace(file+".old", value) },
 		}
 	})
+}
+
+func replace(file, value string) error {
+	if err := os.WriteFile(file+".new", []byte(value), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
 }
 
 // TestFileStrategyAdvised holds the file strategy to what SPEC.md advises but the suite does not test.
@@ -40,10 +44,7 @@ func TestFileStrategyAdvised(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "dsn")
 		write := func(value string) {
 			t.Helper()
-			if err := os.WriteFile(file+".new", []byte(value), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.Rename(file+".new", file); err != nil {
+			if err := replace(file, value); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -48,6 +48,9 @@ import (
 // called one at a time, though not all from one goroutine, and while watches run; an error from
 // one of them fails the subtest. What they leave behind is for the author's t.Cleanup.
 //
+// Those that may be nil are for what not every source can do. Without them something is not tried,
+// and a skipped subtest says what.
+//
 // A source that can fail in more than one way gets a Run for each: one whose Remove deletes the
 // key, one whose Remove stops the server, one whose Set also compacts.
 type Subject struct {
@@ -66,12 +69,19 @@ type Subject struct {
 	Remove func() error
 
 	// Stall makes the source keep silent for the rest of the subtest: questions reach it and
-	// get no answer. May be nil, and should be for a source that always answers at once.
+	// get no answer. A refused connection is not a stall. May be nil, and should be for a source
+	// that always answers at once.
 	Stall func() error
 
+	// SetOther is Set for OtherPath, a second path of the same source. A good one begins with Path,
+	// such as Path+".old": then a strategy that watches all that begins with Path is found out.
+	// Remove may take both away. May be nil.
+	SetOther  func(value string) error
+	OtherPath string
+
 	// Patience is how long the suite waits for any one thing that must happen, before it
-	// calls it missing. Zero means 30 seconds. It must be at least ten times the source's polling
-	// interval.
+	// calls it missing. Zero means 30 seconds. It must be at least ten times as long as the strategy
+	// takes to deliver a change: its polling interval, or the time for which it lets its source rest.
 	Patience time.Duration
 }
 
@@ -80,9 +90,11 @@ type Subject struct {
 // A subtest that could only repeat the failure of an earlier one is skipped and says so; newSubject
 // must not call t.Parallel.
 func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
-	results := make(map[string]result)
+	t.Helper() // here and below: a failure bears the line of the author's call of Run
+	results := make(results)
 	for _, r := range requirements {
-		t.Run(r.name, func(t *testing.T) {
+		t.Run(r.fullName(), func(t *testing.T) {
+			t.Helper()
 			res := result{skipped: r.blocked(results)}
 			if res.skipped == "" {
 				s := newSubject(t)
@@ -91,7 +103,7 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 				}
 				res = r.try(s)
 			}
-			results[r.id()] = res
+			results.add(r, res)
 			switch {
 			case res.failed != "":
 				t.Error(res.failed)
@@ -106,6 +118,15 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 type result struct {
 	failed  string
 	skipped string
+}
+
+// results holds the outcome for each ID: its first failure, else that of its main try.
+type results map[string]result
+
+func (all results) add(r *requirement, res result) {
+	if r.when == "" || res.failed != "" {
+		all[r.id()] = res
+	}
 }
 
 const defaultPatience = 30 * time.Second

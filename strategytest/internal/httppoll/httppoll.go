@@ -44,8 +44,10 @@ func (s Strategy) Watch(ctx context.Context, pth string, options url.Values) (va
 
 func (s Strategy) get(req *http.Request, last string) (string, error) {
 	resp, err := s.Client.Do(req)
-	if err != nil || resp.StatusCode == http.StatusNotModified { // which has no body
-		return last, err
+	if err != nil { // not wrapped, here and below: S-32
+		return "", fmt.Errorf("httppoll: %v", err)
+	} else if resp.StatusCode == http.StatusNotModified { // which has no body
+		return last, nil
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
@@ -55,5 +57,5 @@ func (s Strategy) get(req *http.Request, last string) (string, error) {
 	} else if err == nil {
 		err = fmt.Errorf("%s, %d bytes, want 200 and a connection string", resp.Status, len(body))
 	}
-	return "", fmt.Errorf("httppoll: %s: %w", req.URL, err)
+	return "", fmt.Errorf("httppoll: %s: %v", req.URL, err)
 }

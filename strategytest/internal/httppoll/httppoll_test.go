@@ -23,8 +23,12 @@ import (
 
 func TestStrategy(t *testing.T) {
 	strategytest.Run(t, func(t *testing.T) strategytest.Subject {
-		var e endpoint
-		server := httptest.NewUnstartedServer(&e)
+		var e, other endpoint
+		other.set("", http.StatusNotFound)
+		paths := http.NewServeMux()
+		paths.Handle("/dsn", &e)
+		paths.Handle("/dsn.old", &other)
+		server := httptest.NewUnstartedServer(paths)
 		server.Config.ErrorLog = log.New(io.Discard, "", 0) // of requests whose context ended
 		server.StartTLS()
 		t.Cleanup(server.Close)
@@ -36,6 +40,9 @@ func TestStrategy(t *testing.T) {
 			Set:      func(value string) error { return e.set(value, http.StatusOK) },
 			Remove:   func() error { return e.set("", http.StatusNotFound) },
 			Stall:    func() error { return e.set("", 0) },
+
+			OtherPath: strings.TrimPrefix(server.URL, "https:/") + "/dsn.old",
+			SetOther:  func(value string) error { return other.set(value, http.StatusOK) },
 		}
 	})
 }
