@@ -131,9 +131,13 @@ func (t *trial) blank(v string) bool {
 	return err == nil
 }
 
-// absences yields each state in which the source has no value that the Subject can bring about.
+// absences yields each state in which the source has no value that the Subject can bring about; for a
+// slow one, a single blank value stands for all.
 func (t *trial) absences(yield func(state string) bool) {
-	for _, v := range blanks {
+	for i, v := range blanks {
+		if i > 0 && t.slow() {
+			break
+		}
 		if t.blank(v) && !yield(fmt.Sprintf("holds %q", v)) {
 			return
 		}
@@ -358,10 +362,13 @@ func (t *trial) lull(w *watch) []string { return t.during(w, shortest) }
 
 const shortest = 25 * time.Millisecond
 
+// slow reports whether a change has taken so long to be delivered that few things can be tried.
+func (t *trial) slow() bool { return t.slowest > t.Patience/100 }
+
 // notice is a lull in which the strategy should notice that its source is away: it lasts longer than
 // a change has taken to be delivered.
 func (t *trial) notice(w *watch) []string {
-	return t.during(w, min(shortest+t.slowest*3/2, t.Patience/10))
+	return t.during(w, min(shortest+t.slowest*5/4, t.Patience/10))
 }
 
 // during receives what comes within d.
