@@ -1,6 +1,7 @@
 package strategytest_test
 
 import (
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,6 +39,35 @@ func TestFileStrategyAdvised(t *testing.T) {
 		_, _, err := fsnotify.NewStrategy().Watch(t.Context(), file, nil)
 		if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "no such file") {
 			t.Errorf("want an error that names %s and says that it is not there, have %v", file, err)
+		}
+	})
+	t.Run("S-33/refuses options that cannot be meant", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "dsn")
+		if err := replace(file, "one"); err != nil {
+			t.Fatal(err)
+		}
+		for _, given := range [][]string{{""}, {"soon"}, {"-1s"}, {"1s", "1s"}} {
+			_, _, err := fsnotify.NewStrategy().Watch(t.Context(), file, url.Values{"poll": given})
+			if err == nil || !strings.Contains(err.Error(), "poll") {
+				t.Errorf("poll=%q: want an error that names it, have %v", given, err)
+			}
+		}
+	})
+	t.Run("S-34/takes a value as it is meant", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "dsn")
+		want := strings.Repeat("x", 64<<10)
+		if err := replace(file, "\ufeff\t "+want+" \r\n\n"); err != nil {
+			t.Fatal(err)
+		}
+		value, _, err := fsnotify.NewStrategy().Watch(t.Context(), file, nil)
+		if err != nil || value != want {
+			t.Errorf("want the %d bytes between mark and white space, have %d and %v", len(want), len(value), err)
+		}
+		if err := replace(file, strings.Repeat("x", 2<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if value, _, err := fsnotify.NewStrategy().Watch(t.Context(), file, nil); err == nil {
+			t.Errorf("want an error for a value of 2 MiB, have %d bytes", len(value))
 		}
 	})
 	t.Run("S-28/delivers no value twice running", func(t *testing.T) {
