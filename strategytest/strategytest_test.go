@@ -21,8 +21,11 @@ func TestMinimalStrategy(t *testing.T) {
 	Run(t, func(*testing.T) Subject { return newMemory().subject() })
 }
 
+const tenth = 400 * time.Millisecond
+
 // TestPermitted holds that the suite passes what SPEC.md permits, advised or not.
 func TestPermitted(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		make func(m *memory) watchFunc
@@ -31,6 +34,46 @@ func TestPermitted(t *testing.T) {
 			return relay(m, func(ctx context.Context, _ string, from <-chan string, to chan<- string) {
 				forward(ctx, from, to)
 			})
+		}},
+		{"S-9/takes a tenth of the Patience for each change", func(m *memory) watchFunc {
+			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+				ctx, cancel := context.WithCancel(ctx)
+				value, all, err := queue(m, func([]string) int { return 0 })(ctx, pth, options)
+				if err != nil {
+					cancel()
+					return "", nil, err
+				}
+				values := make(chan string)
+				go func() {
+					defer cancel()
+					defer close(values)
+					last, next := value, value
+					var rest <-chan time.Time
+					for {
+						from, to := all, values
+						if rest != nil {
+							from = nil
+						}
+						if next == last || rest != nil {
+							to = nil
+						}
+						select {
+						case v, ok := <-from:
+							if !ok {
+								return
+							}
+							next, rest = v, time.After(tenth)
+						case to <- next:
+							last = next
+						case <-rest:
+							rest = nil
+						case <-ctx.Done():
+							return
+						}
+					}
+				}()
+				return value, values, nil
+			}
 		}},
 		{"S-16/waits for a value until its context ends", func(m *memory) watchFunc {
 			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
@@ -111,6 +154,9 @@ func TestPermitted(t *testing.T) {
 				m := newMemory()
 				s := m.subject()
 				s.Strategy = m.each(tt.make)
+				if strings.Contains(tt.name, "a tenth of the Patience") {
+					s.Patience = 10 * tenth
+				}
 				if res := r.try(s); res != (result{}) {
 					t.Errorf("%s: want a pass, have %+v", r.fullName(), res)
 				}
@@ -122,6 +168,7 @@ func TestPermitted(t *testing.T) {
 // TestBrokenStrategies tries each broken strategy as Run would, and holds what it makes of each
 // requirement. They mostly wait, so all of them run at the same time, whatever -parallel says.
 func TestBrokenStrategies(t *testing.T) {
+	t.Parallel()
 	surprises := make([]chan []string, len(broken))
 	for i, b := range broken {
 		surprises[i] = make(chan []string, 1)

@@ -451,9 +451,10 @@ func (t *trial) leaks(n int, round func()) {
 }
 
 // left waits until there are fewer than n more goroutines than before that began with the same function,
-// or says which they are.
+// or says which they are. It looks less and less often: to count goroutines stops the world.
 func (t *trial) left(n int, before map[string]int, count func() map[string]int) (left string) {
-	for deadline := time.Now().Add(t.Patience); time.Now().Before(deadline); t.pause(t.Patience / 1000) {
+	pause := t.Patience / 1000
+	for deadline := time.Now().Add(t.Patience); time.Now().Before(deadline); pause *= 2 {
 		left = ""
 		for name, now := range count() {
 			if now -= before[name]; now >= n {
@@ -463,6 +464,7 @@ func (t *trial) left(n int, before map[string]int, count func() map[string]int) 
 		if left == "" {
 			break
 		}
+		t.pause(pause)
 	}
 	return left
 }
