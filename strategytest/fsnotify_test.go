@@ -41,7 +41,7 @@ func TestFileStrategyAdvised(t *testing.T) {
 			t.Errorf("want an error that names %s and says that it is not there, have %v", file, err)
 		}
 	})
-	t.Run("S-33/refuses options that cannot be meant", func(t *testing.T) {
+	t.Run("S-33/refuses options that make no sense", func(t *testing.T) {
 		file := filepath.Join(t.TempDir(), "dsn")
 		if err := replace(file, "one"); err != nil {
 			t.Fatal(err)

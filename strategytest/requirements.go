@@ -182,7 +182,7 @@ var requirements = []*requirement{
 	},
 	{
 		name:  "S-9/keeps no queue",
-		rule:  "Values MUST NOT queue up for a consumer that does not read: when it reads again, at most one superseded value MAY come before the newest.",
+		rule:  "Values MUST NOT queue up for a pool that does not receive: when it receives again, at most one superseded value MAY come before the newest.",
 		needs: []string{"S-4"},
 		check: func(t *trial) {
 			const changes = 5
@@ -787,7 +787,7 @@ var requirements = []*requirement{
 	},
 	{
 		name:  "S-25/lets no watch wait for another",
-		rule:  "A consumer that does not read MUST NOT keep values from other watches.",
+		rule:  "A pool that does not receive MUST NOT keep values from other watches.",
 		needs: []string{"S-23"},
 		check: func(t *trial) {
 			t.set(t.next())

@@ -34,8 +34,8 @@
 //
 // # How long it takes
 //
-// A Run takes about 4 seconds, and some 60 times as long as the strategy takes to deliver a change:
-// nearly two minutes for one that polls every 2 seconds. A strategy that is slow is tried less often,
+// A Run takes about 5 seconds, and some 65 times as long as the strategy takes to deliver a change:
+// two minutes and more for one that polls every 2 seconds. A strategy that is slow is tried less often,
 // and may pass where it would fail if it were quick. So let it poll every 10 milliseconds in its tests.
 // A subtest that fails often takes as long as [Subject].Patience.
 //
