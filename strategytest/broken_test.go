@@ -681,6 +681,27 @@ var broken = []brokenStrategy{
 		},
 	},
 	{
+		"delivers what it heard before it read", "S-8",
+		`"host=db\d+\.example dbname=app user=u\d+" was delivered after "host=db\d+\.example dbname=app user=u\d+", which the source held later`,
+		func(m *memory, _ <-chan struct{}) watchFunc {
+			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+				m.mu.Lock()
+				from := len(m.held)
+				m.mu.Unlock()
+				time.Sleep(5 * time.Millisecond)
+				m.mu.Lock()
+				heard := slices.Clone(m.held[from:])
+				m.mu.Unlock()
+				return relay(m, func(ctx context.Context, first string, from <-chan string, to chan<- string) {
+					if len(heard) > 1 && heard[0] != first && !send(ctx, to, heard[0]) {
+						return
+					}
+					forward(ctx, from, to)
+				})(ctx, pth, options)
+			}
+		},
+	},
+	{
 		"compares the beginnings of values", "S-4",
 		`waited \d+s for "host=.* y" to be delivered, the source's last value; meanwhile nothing came`,
 		func(m *memory, _ <-chan struct{}) watchFunc {

@@ -170,13 +170,33 @@ var requirements = []*requirement{
 			}
 			order = append(order, t.set(t.next()))
 			got = append(got, t.until(w, order[len(order)-1])...)
-			newest := 0
-			for _, v := range got {
-				i := slices.Index(order, v)
-				if i >= 0 && i < newest {
-					t.fail("%q was delivered after %q, which the source held later", v, order[newest])
+			t.inOrder(order, got)
+			w.cancel()
+			t.lull(w)
+
+			// What was announced while Watch was reading can be older than what it read.
+			began := time.Now()
+			t.watch().cancel()
+			took := time.Since(began)
+			for range t.rounds(2, 10) {
+				order := []string{t.next(), t.next(), t.next()}
+				set := make(chan error, 1)
+				go func() {
+					var err error
+					for _, v := range order {
+						err = errors.Join(err, t.Set(v))
+						time.Sleep(took / 4)
+					}
+					set <- err
+				}()
+				w := t.watch()
+				t.wait("the Subject's Set to return")
+				if err := <-set; err != nil {
+					t.fail("the Subject's Set: %v", err)
 				}
-				newest = max(newest, i)
+				t.inOrder(order, append([]string{w.value}, t.lull(w)...))
+				w.cancel()
+				t.lull(w)
 			}
 		},
 	},

@@ -331,6 +331,18 @@ func (t *trial) upTo(w *watch, want string) iter.Seq[string] {
 	}
 }
 
+// inOrder fails unless those of got that are in order come in that order.
+func (t *trial) inOrder(order, got []string) {
+	newest := 0
+	for _, v := range got {
+		i := slices.Index(order, v)
+		if i >= 0 && i < newest {
+			t.fail("%q was delivered after %q, which the source held later", v, order[newest])
+		}
+		newest = max(newest, i)
+	}
+}
+
 // closed receives until the channel is closed.
 func (t *trial) closed(w *watch) {
 	for {
