@@ -257,7 +257,7 @@ var broken = []brokenStrategy{
 	},
 	{
 		"delivers an empty value when its source goes away", "S-13",
-		`"" was delivered when the source is away or came back, and "host=.*" was the last that it had held`,
+		`"" was delivered as the source is away or came back; the last value that it had held was "host=.*"`,
 		func(m *memory, _ <-chan struct{}) watchFunc { return emptyAfter(m, errAway) },
 	},
 	{
@@ -702,6 +702,20 @@ var broken = []brokenStrategy{
 		},
 	},
 	{
+		"stops when its value is written again", "S-4",
+		`waited \d+s for "host=.*" to be delivered, the source's last value; meanwhile nothing came`,
+		func(m *memory, _ <-chan struct{}) watchFunc {
+			return stopsIf(m, func(last, value string, wasAway bool) bool { return value == last && !wasAway })
+		},
+	},
+	{
+		"stops when its source is back with the value that it had", "S-12",
+		`waited \d+s for "host=.*" to be delivered, the source's last value; meanwhile nothing came`,
+		func(m *memory, _ <-chan struct{}) watchFunc {
+			return stopsIf(m, func(last, value string, wasAway bool) bool { return value == last && wasAway })
+		},
+	},
+	{
 		"compares the beginnings of values", "S-4",
 		`waited \d+s for "host=.* y" to be delivered, the source's last value; meanwhile nothing came`,
 		func(m *memory, _ <-chan struct{}) watchFunc {
@@ -771,17 +785,17 @@ var broken = []brokenStrategy{
 	},
 	{
 		"goes back to an old value when its key is deleted", "S-13",
-		`"host=db1\.example dbname=app user=u1" was delivered when the source is away or came back, and "host=db\d\.example dbname=app user=u\d" was the last that it had held`,
+		`"host=db1\.example dbname=app user=u1" was delivered as the source is away or came back; the last value that it had held was "host=db\d\.example dbname=app user=u\d"`,
 		func(m *memory, _ <-chan struct{}) watchFunc { return olderAfter(m, errAway) },
 	},
 	{
 		"goes back to an old value when its key is blank", "S-13",
-		`"host=db1\.example dbname=app user=u1" was delivered when the source holds "" or came back, and "host=db\d\.example dbname=app user=u\d" was the last that it had held`,
+		`"host=db1\.example dbname=app user=u1" was delivered as the source holds "" or came back; the last value that it had held was "host=db\d\.example dbname=app user=u\d"`,
 		func(m *memory, _ <-chan struct{}) watchFunc { return olderAfter(m, errBlank) },
 	},
 	{
 		"replays from the start when its source is back", "S-13",
-		`"host=db1\.example dbname=app user=u1" was delivered when the source is away or came back, and "host=db\d\.example dbname=app user=u\d" was the last that it had held`,
+		`"host=db1\.example dbname=app user=u1" was delivered as the source is away or came back; the last value that it had held was "host=db\d\.example dbname=app user=u\d"`,
 		func(m *memory, _ <-chan struct{}) watchFunc {
 			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
 				wasAway := false
@@ -1122,12 +1136,12 @@ var broken = []brokenStrategy{
 	},
 	{
 		"fails with driver.ErrBadConn", "S-32",
-		`an error of Watch, whose context had not ended, matches driver\.ErrBadConn: memory: .*: driver: bad connection`,
+		`an error of Watch matches driver\.ErrBadConn: memory: .*: driver: bad connection`,
 		func(m *memory, _ <-chan struct{}) watchFunc { return failWith(m, driver.ErrBadConn) },
 	},
 	{
 		"fails with the error of a context of its own", "S-32",
-		`an error of Watch, whose context had not ended, matches context\.DeadlineExceeded: memory: .*: context deadline exceeded`,
+		`an error of Watch, whose own context had not ended, matches context\.DeadlineExceeded: memory: .*: context deadline exceeded`,
 		func(m *memory, _ <-chan struct{}) watchFunc { return failWith(m, context.DeadlineExceeded) },
 	},
 }
@@ -1302,6 +1316,23 @@ func emptyAfter(m *memory, absence error) watchFunc {
 		}
 		return value, changed, err
 	})
+}
+
+// stopsIf is a memory whose watches stop to look for changes after such a read.
+func stopsIf(m *memory, such func(last, value string, wasAway bool) bool) watchFunc {
+	return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+		last, wasAway := "", false
+		return with(m, func(ctx context.Context) (string, <-chan struct{}, error) {
+			value, changed, err := m.get(ctx)
+			if err == nil && such(last, value, wasAway) {
+				changed = nil
+			}
+			if wasAway = err == errAway; err == nil {
+				last = value
+			}
+			return value, changed, err
+		})(ctx, pth, options)
+	}
 }
 
 // olderAfter is a memory that delivers the first of its values when it reads that error.

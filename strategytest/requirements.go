@@ -40,7 +40,7 @@ func (r *requirement) breach(format string, args ...any) string {
 }
 
 // blocked says why r cannot be tried after such results, or is empty.
-func (r *requirement) blocked(earlier results) string {
+func (r *requirement) blocked(earlier outcomes) string {
 	needs := r.needs
 	if r.when != "" {
 		needs = append([]string{r.id()}, needs...)
@@ -125,13 +125,14 @@ var requirements = []*requirement{
 					v = t.set(strings.TrimSuffix(v, "x") + "y")
 				case 2:
 					t.set(v)
+					t.lull(w)
 					v = t.set(t.next())
 				default:
 					v = t.set(t.next())
 				}
 				t.until(w, v)
 			}
-			// A consumer may be late.
+			// The pool may be late to receive.
 			v = t.set(t.next())
 			t.pause(t.Patience / 20)
 			t.until(w, v)
@@ -336,7 +337,7 @@ var requirements = []*requirement{
 				for _, v := range append(got, t.until(w, last)...) {
 					// That a blank value is none is S-11's business.
 					if v != last && !slices.Contains(held, v) && (state == "is away" || strings.TrimSpace(v) != "") {
-						t.fail("%.60q was delivered when the source %s or came back, and %.60q was the last that it had held", v, state, held[0])
+						t.fail("%.60q was delivered as the source %s or came back; the last value that it had held was %.60q", v, state, held[0])
 					}
 				}
 			}
@@ -696,8 +697,12 @@ var requirements = []*requirement{
 					{"context.Canceled", context.Canceled},
 					{"context.DeadlineExceeded", context.DeadlineExceeded},
 				} {
-					if errors.Is(a.err, foreign.err) && (a.alive || foreign.err == driver.ErrBadConn) {
-						t.fail("an error of Watch, whose context had not ended, matches %s: %v", foreign.name, a.err)
+					switch {
+					case !errors.Is(a.err, foreign.err):
+					case foreign.err == driver.ErrBadConn:
+						t.fail("an error of Watch matches %s: %v", foreign.name, a.err)
+					case a.alive:
+						t.fail("an error of Watch, whose own context had not ended, matches %s: %v", foreign.name, a.err)
 					}
 				}
 			}

@@ -108,7 +108,7 @@ type Subject struct {
 // must not call t.Parallel.
 func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 	t.Helper() // here and below: a failure bears the line of the author's call of Run
-	results := make(results)
+	results := make(outcomes)
 	for _, r := range requirements {
 		t.Run(r.fullName(), func(t *testing.T) {
 			t.Helper()
@@ -137,10 +137,10 @@ type result struct {
 	skipped string
 }
 
-// results holds the outcome for each ID: its first failure, else that of its main try.
-type results map[string]result
+// outcomes holds the result for each ID: a failure, else that of its main try.
+type outcomes map[string]result
 
-func (all results) add(r *requirement, res result) {
+func (all outcomes) add(r *requirement, res result) {
 	if r.when == "" || res.failed != "" {
 		all[r.id()] = res
 	}

@@ -194,7 +194,7 @@ func tryBroken(b brokenStrategy) (surprises []string) {
 		s.Patience = patience
 		return s
 	}
-	results := make(results)
+	results := make(outcomes)
 	id, when, _ := strings.Cut(b.id, "/")
 	for _, r := range requirements {
 		res := result{skipped: r.blocked(results)}
