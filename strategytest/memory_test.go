@@ -12,6 +12,9 @@ import (
 // A memory is the least strategy that the suite passes: a variable that can be watched, and its
 // own source.
 type memory struct {
+	path  string
+	other *memory // at the other path
+
 	mu      sync.Mutex
 	value   string
 	state   memoryState
@@ -32,7 +35,19 @@ var (
 	errBlank = errors.New("an empty value, want a connection string")
 )
 
-func newMemory() *memory { return &memory{changed: make(chan struct{})} }
+func newMemory() *memory {
+	m := &memory{path: "/memory", changed: make(chan struct{})}
+	m.other = &memory{path: "/memory.old", other: m, changed: make(chan struct{})}
+	return m
+}
+
+// each is a strategy that watches each of the two paths with what make makes of the memory there.
+func (m *memory) each(make func(m *memory) watchFunc) watchFunc {
+	watch := map[string]watchFunc{m.path: make(m), m.other.path: make(m.other)}
+	return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+		return watch[pth](ctx, pth, options)
+	}
+}
 
 func (m *memory) Watch(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
 	value, changed, err := m.first(ctx, pth, options)
@@ -110,10 +125,13 @@ func (m *memory) set(value string, state memoryState) error {
 
 func (m *memory) subject() Subject {
 	return Subject{
-		Strategy: m,
-		Path:     "/memory",
+		Strategy: m.each(func(m *memory) watchFunc { return m.Watch }),
+		Path:     m.path,
 		Set:      func(v string) error { return m.set(v, present) },
 		Remove:   func() error { return m.set("", away) },
 		Stall:    func() error { return m.set("", silent) },
+
+		OtherPath: m.other.path,
+		SetOther:  func(v string) error { return m.other.set(v, present) },
 	}
 }

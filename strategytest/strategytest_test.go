@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -20,8 +21,11 @@ func TestMinimalStrategy(t *testing.T) {
 	Run(t, func(*testing.T) Subject { return newMemory().subject() })
 }
 
+const tenth = 400 * time.Millisecond
+
 // TestPermitted holds that the suite passes what SPEC.md permits, advised or not.
 func TestPermitted(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		make func(m *memory) watchFunc
@@ -31,6 +35,46 @@ func TestPermitted(t *testing.T) {
 				forward(ctx, from, to)
 			})
 		}},
+		{"S-9/takes a tenth of the Patience for each change", func(m *memory) watchFunc {
+			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+				ctx, cancel := context.WithCancel(ctx)
+				value, all, err := queue(m, func([]string) int { return 0 })(ctx, pth, options)
+				if err != nil {
+					cancel()
+					return "", nil, err
+				}
+				values := make(chan string)
+				go func() {
+					defer cancel()
+					defer close(values)
+					last, next := value, value
+					var rest <-chan time.Time
+					for {
+						from, to := all, values
+						if rest != nil {
+							from = nil
+						}
+						if next == last || rest != nil {
+							to = nil
+						}
+						select {
+						case v, ok := <-from:
+							if !ok {
+								return
+							}
+							next, rest = v, time.After(tenth)
+						case to <- next:
+							last = next
+						case <-rest:
+							rest = nil
+						case <-ctx.Done():
+							return
+						}
+					}
+				}()
+				return value, values, nil
+			}
+		}},
 		{"S-16/waits for a value until its context ends", func(m *memory) watchFunc {
 			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
 				value, values, err := m.Watch(ctx, pth, options)
@@ -38,6 +82,28 @@ func TestPermitted(t *testing.T) {
 					<-ctx.Done()
 				}
 				return value, values, err
+			}
+		}},
+		{"S-19/gives up a silent source by itself", func(m *memory) watchFunc {
+			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+				read, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+				defer cancel()
+				value, changed, err := m.first(read, pth, options)
+				if err != nil {
+					return "", nil, fmt.Errorf("%v", err)
+				}
+				values := make(chan string)
+				go m.deliver(ctx, values, value, changed, m.get)
+				return value, values, nil
+			}
+		}},
+		{"S-26/what watches share grows up to a limit", func(m *memory) watchFunc {
+			var shared atomic.Int32
+			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+				if shared.Add(1) < 30 {
+					go leak(t.Context().Done())
+				}
+				return m.Watch(ctx, pth, options)
 			}
 		}},
 		{"S-26/goroutines that all watches share stay", func(m *memory) watchFunc {
@@ -49,6 +115,21 @@ func TestPermitted(t *testing.T) {
 					}
 				})
 				return m.Watch(ctx, pth, options)
+			}
+		}},
+		{"S-28/delivers what is in force again when its source is back", func(m *memory) watchFunc {
+			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+				wasAway := false
+				return with(m, func(ctx context.Context) (string, <-chan struct{}, error) {
+					value, changed, err := m.get(ctx)
+					if err == nil && wasAway {
+						now := make(chan struct{})
+						time.AfterFunc(20*time.Millisecond, func() { close(now) })
+						changed = now
+					}
+					wasAway = err == errAway
+					return value, changed, err
+				})(ctx, pth, options)
 			}
 		}},
 		{"S-28/the same value twice running", func(m *memory) watchFunc {
@@ -72,9 +153,12 @@ func TestPermitted(t *testing.T) {
 			for _, r := range requirements {
 				m := newMemory()
 				s := m.subject()
-				s.Strategy = tt.make(m)
+				s.Strategy = m.each(tt.make)
+				if strings.Contains(tt.name, "a tenth of the Patience") {
+					s.Patience = 10 * tenth
+				}
 				if res := r.try(s); res != (result{}) {
-					t.Errorf("%s: want a pass, have %+v", r.name, res)
+					t.Errorf("%s: want a pass, have %+v", r.fullName(), res)
 				}
 			}
 		})
@@ -84,6 +168,7 @@ func TestPermitted(t *testing.T) {
 // TestBrokenStrategies tries each broken strategy as Run would, and holds what it makes of each
 // requirement. They mostly wait, so all of them run at the same time, whatever -parallel says.
 func TestBrokenStrategies(t *testing.T) {
+	t.Parallel()
 	surprises := make([]chan []string, len(broken))
 	for i, b := range broken {
 		surprises[i] = make(chan []string, 1)
@@ -98,40 +183,52 @@ func TestBrokenStrategies(t *testing.T) {
 	}
 }
 
+var counting = make(chan struct{}, 4)
+
 func tryBroken(b brokenStrategy) (surprises []string) {
 	surprise := func(format string, args ...any) { surprises = append(surprises, fmt.Sprintf(format, args...)) }
 	over := make(chan struct{})
 	defer close(over)
+	// To count the goroutines of a process in which all leak at the same time takes too long.
+	try := func(r *requirement, s Subject) result {
+		if r.id() == "S-26" {
+			counting <- struct{}{}
+			defer func() { <-counting }()
+		}
+		return r.try(s)
+	}
 	subject := func(patience time.Duration) Subject {
 		m := newMemory()
 		s := m.subject()
-		s.Strategy, s.Patience = b.make(m, over), patience
+		s.Strategy = m.each(func(m *memory) watchFunc { return b.make(m, over) })
+		s.Patience = patience
 		return s
 	}
-	results := make(map[string]result)
+	results := make(outcomes)
+	id, when, _ := strings.Cut(b.id, "/")
 	for _, r := range requirements {
 		res := result{skipped: r.blocked(results)}
 		switch {
 		case res.skipped != "":
-		case r.id() != b.id:
-			if res = r.try(subject(0)); res != (result{}) {
-				surprise("%s: want a pass, have %+v", r.name, res)
+		case r.id() != id || r.when != when:
+			if res = try(r, subject(0)); res != (result{}) {
+				surprise("%s: want a pass, have %+v", r.fullName(), res)
 			}
 		default:
-			want := regexp.MustCompile("^" + b.id + ": " + b.seen + "$")
+			want := regexp.MustCompile("^" + id + ": " + b.seen + "$")
 			var seen, rule string
 			// On a busy machine a breach can be missed, or so little patience run out before it.
 			for patience := 2 * time.Second; patience < time.Minute && !want.MatchString(seen); patience *= 2 {
-				res = r.try(subject(patience))
+				res = try(r, subject(patience))
 				seen, rule, _ = strings.Cut(res.failed, "\n")
 			}
 			if !want.MatchString(seen) {
 				surprise("%s: want the failure %s\nhave %+v", r.name, want, res)
-			} else if want := b.id + " (SPEC.md): " + r.rule; rule != want {
+			} else if want := id + " (SPEC.md): " + r.rule; rule != want {
 				surprise("%s: want the rule %q, have %q", r.name, want, rule)
 			}
 		}
-		results[r.id()] = res
+		results.add(r, res)
 	}
 	return surprises
 }
@@ -143,8 +240,12 @@ func TestEachRequirementHasABreach(t *testing.T) {
 		breached[b.id] = true
 	}
 	for _, r := range requirements {
-		if !breached[r.id()] {
-			t.Errorf("no broken strategy breaks %s", r.name)
+		id := r.id()
+		if r.when != "" {
+			id += "/" + r.when
+		}
+		if !breached[id] {
+			t.Errorf("no broken strategy breaks %s", r.fullName())
 		}
 	}
 }
@@ -158,10 +259,70 @@ func TestNeeds(t *testing.T) {
 				t.Errorf("%s needs %s, which does not come before it", r.name, id)
 			}
 		}
-		if tried[r.id()] {
-			t.Errorf("%s is there twice", r.id())
+		if tried[r.id()] != (r.when != "") {
+			t.Errorf("%s: want each ID once, and what only some Subjects can do after it", r.fullName())
 		}
 		tried[r.id()] = true
+	}
+}
+
+// TestOptions holds that the suite finds out strategies with options of their own that take others.
+func TestOptions(t *testing.T) {
+	i := slices.IndexFunc(requirements, func(r *requirement) bool { return r.id() == "S-14" })
+	for _, tt := range []struct {
+		name    string
+		options url.Values
+		takes   func(options url.Values) bool
+		want    string
+	}{
+		{"as it should", url.Values{"poll": {"1s"}}, func(o url.Values) bool { return len(o) == 1 && o.Has("poll") }, ""},
+		{"one, whatever its name", url.Values{"poll": {"1s"}}, func(o url.Values) bool { return len(o) < 2 },
+			`S-14: Watch returned a nil error for the options "strategytest.no-such-option=1", of which no strategy has "strategytest.no-such-option"`},
+		{"two, whatever their names", url.Values{"poll": {"1s"}, "ca": {"file"}}, func(o url.Values) bool { return len(o) == 2 },
+			`S-14: Watch returned a nil error for the options "`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMemory()
+			s := m.subject()
+			s.Options = tt.options
+			s.Strategy = watchFunc(func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
+				if !tt.takes(options) {
+					return "", nil, errors.New("memory: bad options")
+				}
+				return m.Watch(ctx, pth, nil)
+			})
+			if have := requirements[i].try(s); !strings.HasPrefix(have.failed, tt.want) || (have.failed == "") != (tt.want == "") {
+				t.Errorf("want %q\nhave %+v", tt.want, have)
+			}
+		})
+	}
+}
+
+// TestLeaks holds what is a leak: not what grows once, or twice.
+func TestLeaks(t *testing.T) {
+	for _, tt := range []struct {
+		left  []int // by each round
+		leaks bool
+	}{
+		{[]int{100, 7}, false},
+		{[]int{100, 8, 0}, false},
+		{[]int{100, 8, 8}, true},
+	} {
+		t.Run(fmt.Sprint(tt.left), func(t *testing.T) {
+			r := &requirement{name: "S-0/", check: func(trial *trial) {
+				round := 0
+				trial.leaks(8, func() {
+					for range tt.left[round] {
+						go leak(t.Context().Done())
+					}
+					round++
+					trial.pause(10 * time.Millisecond) // till they have begun
+				})
+			}}
+			if res := r.try(Subject{Patience: 500 * time.Millisecond}); (res.failed != "") != tt.leaks {
+				t.Errorf("want a leak: %v, have %+v", tt.leaks, res)
+			}
+		})
 	}
 }
 
@@ -169,6 +330,7 @@ func TestNeeds(t *testing.T) {
 func TestSubjectsFault(t *testing.T) {
 	fault := fmt.Errorf("disk full")
 	forever := func(string) error { select {} }
+	const stalled = "S-19/returns when its context ends/" + whileSilent
 	for _, tt := range []struct {
 		name string
 		id   string
@@ -183,9 +345,17 @@ func TestSubjectsFault(t *testing.T) {
 			result{failed: "S-12: the Subject's Remove: disk full"}},
 		{"no Remove", "S-12", func(s *Subject) { s.Remove = nil },
 			result{skipped: "the Subject has no Remove"}},
-		{"Stall fails", "S-19", func(s *Subject) { s.Stall = func() error { return fault } },
+		{"Stall fails", stalled, func(s *Subject) { s.Stall = func() error { return fault } },
 			result{failed: "S-19: the Subject's Stall: disk full"}},
-		{"no Stall", "S-19", func(s *Subject) { s.Stall = nil }, result{}},
+		{"no Stall", stalled, func(s *Subject) { s.Stall = nil },
+			result{skipped: "the Subject has no Stall"}},
+		{"Stall does nothing", stalled, func(s *Subject) { s.Stall = func() error { return nil } },
+			result{failed: `S-19: after the Subject's Stall, Watch returned "host=db1.example dbname=app user=u1" and a nil error: ` +
+				"the Stall does not stall, or Watch does not ask its source"}},
+		{"Stall takes the source away", stalled, func(s *Subject) { s.Stall = s.Remove },
+			result{failed: "S-19: the Subject's Stall does not stall: Watch failed after 0s, before its context ended: memory: /memory: " + errAway.Error()}},
+		{"no SetOther", "S-31", func(s *Subject) { s.SetOther = nil },
+			result{skipped: "the Subject has no SetOther"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newMemory().subject()
@@ -193,7 +363,7 @@ func TestSubjectsFault(t *testing.T) {
 				s.Patience = 50 * time.Millisecond
 			}
 			tt.edit(&s)
-			i := slices.IndexFunc(requirements, func(r *requirement) bool { return r.id() == tt.id })
+			i := slices.IndexFunc(requirements, func(r *requirement) bool { return r.fullName() == tt.id || r.id() == tt.id })
 			have := requirements[i].try(s)
 			have.failed, _, _ = strings.Cut(have.failed, "\n")
 			if have != tt.want {
@@ -219,7 +389,7 @@ func TestOutput(t *testing.T) {
 				}
 				return m.set(v, present)
 			}
-			s.Remove = nil
+			s.Remove, s.SetOther = nil, nil
 			return s
 		})
 		return
@@ -233,7 +403,7 @@ func TestOutput(t *testing.T) {
 	for _, want := range []string{
 		"--- PASS: TestOutput/S-1/returns_the_value_of_its_source",
 		"--- FAIL: TestOutput/S-14/refuses_unknown_options",
-		`S-14: Watch returned a nil error for the option "strategytest.no-such-option"`,
+		`S-14: Watch returned a nil error for the options "strategytest.no-such-option=1", of which no strategy has "strategytest.no-such-option"`,
 		"S-14 (SPEC.md): Watch MUST return an error for an option that it does not know.",
 		"--- SKIP: TestOutput/S-11/delivers_no_blank_value",
 		"the Subject's Set takes no blank value",
@@ -284,8 +454,8 @@ func TestLeavesNothing(t *testing.T) {
 	})
 }
 
-// TestSpecification holds that the suite tests the MUSTs of SPEC.md's section 4, each under the name and
-// with the rule that it has there.
+// TestSpecification holds that the suite tests the MUSTs of SPEC.md, each under the name and with the
+// rule that it has there.
 func TestSpecification(t *testing.T) {
 	text, err := os.ReadFile("../SPEC.md")
 	if err != nil {
@@ -298,8 +468,12 @@ func TestSpecification(t *testing.T) {
 		}
 	}
 	for _, r := range requirements {
-		have = append(have, r.name+": "+r.rule)
+		if r.when == "" {
+			have = append(have, r.name+": "+r.rule)
+		}
 	}
+	slices.Sort(want)
+	slices.Sort(have)
 	for i := range max(len(want), len(have)) {
 		if i >= len(want) || i >= len(have) || want[i] != have[i] {
 			t.Fatalf("want %q\nhave %q", want[min(i, len(want)):], have[min(i, len(have)):])

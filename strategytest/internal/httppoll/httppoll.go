@@ -16,8 +16,8 @@ type Strategy struct{ Client *http.Client } // with a Timeout: a server that han
 func (s Strategy) Watch(ctx context.Context, pth string, options url.Values) (value string, _ <-chan string, err error) {
 	poll, badPoll := time.ParseDuration(options.Get("poll"))
 	req, badURL := http.NewRequestWithContext(ctx, http.MethodGet, "https:/"+pth, nil)
-	if badPoll != nil || badURL != nil || poll <= 0 || len(options) != 1 {
-		return "", nil, fmt.Errorf("httppoll: https:/%s?%s, want a URL with ?poll=10s", pth, options.Encode())
+	if badPoll != nil || badURL != nil || poll <= 0 || len(options) != 1 || len(options["poll"]) != 1 {
+		return "", nil, fmt.Errorf("httppoll: the path %s or its options are wrong, want host/path?poll=10s", pth)
 	}
 	if value, err = s.get(req, ""); err != nil {
 		return "", nil, err
@@ -44,16 +44,21 @@ func (s Strategy) Watch(ctx context.Context, pth string, options url.Values) (va
 
 func (s Strategy) get(req *http.Request, last string) (string, error) {
 	resp, err := s.Client.Do(req)
-	if err != nil || resp.StatusCode == http.StatusNotModified { // which has no body
-		return last, err
+	if err != nil {
+		return "", fmt.Errorf("httppoll: %v", err) // %v and not %w: S-32
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if value := strings.TrimSpace(string(body)); err == nil && resp.StatusCode == http.StatusOK && value != "" {
-		req.Header.Set("If-None-Match", resp.Header.Get("ETag"))
-		return value, nil
-	} else if err == nil {
-		err = fmt.Errorf("%s, %d bytes, want 200 and a connection string", resp.Status, len(body))
+	if resp.StatusCode == http.StatusNotModified {
+		return last, nil
 	}
-	return "", fmt.Errorf("httppoll: %s: %w", req.URL, err)
+	body, err := io.ReadAll(resp.Body)
+	value := strings.TrimSpace(string(body))
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("httppoll: %s: %v", req.URL.Redacted(), err)
+	case resp.StatusCode != http.StatusOK || value == "":
+		return "", fmt.Errorf("httppoll: %s: %s, %d bytes, want 200 and a connection string", req.URL.Redacted(), resp.Status, len(body))
+	}
+	req.Header.Set("If-None-Match", resp.Header.Get("ETag"))
+	return value, nil
 }

