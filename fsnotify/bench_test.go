@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -160,4 +161,84 @@ func bare(b *testing.B, path string) (<-chan string, func() time.Time) {
 		}
 	}()
 	return values, time.Now
+}
+
+// BenchmarkIdle has 10,000 files watched, in one directory, in directories of their own,
+// and without notifications. It states how long it takes to begin, what they cost while
+// nothing happens (percent of one core), and how long a rename of one of them takes to arrive.
+func BenchmarkIdle(b *testing.B) {
+	const files = 10000
+	for _, test := range []struct {
+		name     string
+		path     string // of one, %d is its number
+		strategy *fsnotify.Strategy
+	}{
+		{"one-directory", "file%d", fsnotify.NewStrategy()},
+		{"own-directories", "dir%d/file", fsnotify.NewStrategy()},
+		{"polled", "file%d", deaf()},
+	} {
+		b.Run(test.name, func(b *testing.B) {
+			if _, err := os.Stat("/dev/shm"); err == nil {
+				b.Setenv("TMPDIR", "/dev/shm")
+			}
+			dir := b.TempDir()
+			paths, values := make([]string, files), make([]<-chan string, files)
+			for i := range paths {
+				paths[i] = filepath.Join(dir, fmt.Sprintf(test.path, i))
+				if err := os.MkdirAll(filepath.Dir(paths[i]), 0o755); err != nil {
+					b.Fatal(err)
+				}
+				write(b, paths[i], "value 0")
+			}
+			ctx, cancel := context.WithCancel(b.Context())
+			var wg sync.WaitGroup
+			start := time.Now()
+			for i, path := range paths {
+				wg.Go(func() {
+					var err error
+					if _, values[i], err = test.strategy.Watch(ctx, path, nil); err != nil {
+						b.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			setUp := time.Since(start)
+
+			time.Sleep(7 * time.Second) // the first polls read, those that follow only look
+			start, used := time.Now(), cpuTime(b)
+			time.Sleep(6 * time.Second)
+			share := 100 * float64(cpuTime(b)-used) / float64(time.Since(start))
+
+			var took []time.Duration
+			for b.Loop() {
+				if test.name == "polled" {
+					continue // when a poll comes is no latency
+				}
+				i := len(took) * 7919 % files
+				value := fmt.Sprint("value ", len(took)+1)
+				write(b, paths[i]+".new", value)
+				if err := os.Rename(paths[i]+".new", paths[i]); err != nil {
+					b.Fatal(err)
+				}
+				start := time.Now()
+				if got := <-values[i]; got != value {
+					b.Fatalf("received %q, want %q", got, value)
+				}
+				took = append(took, time.Since(start))
+				time.Sleep(time.Millisecond)
+			}
+			b.ReportMetric(float64(setUp.Milliseconds()), "set-up-ms")
+			b.ReportMetric(share, "%core")
+			if slices.Sort(took); len(took) > 0 {
+				b.ReportMetric(float64(took[(len(took)-1)/2].Nanoseconds())/1e3, "p50-us")
+				b.ReportMetric(float64(took[(len(took)-1)*99/100].Nanoseconds())/1e3, "p99-us")
+			}
+			b.ReportMetric(0, "ns/op")
+			cancel()
+			for _, v := range values {
+				for range v {
+				}
+			}
+		})
+	}
 }

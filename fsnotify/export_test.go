@@ -14,14 +14,9 @@ func (s *Strategy) Stall() (release func()) {
 	return s.hub.mu.Unlock
 }
 
-// StallFollowing holds up the following of names until it is released.
-func (s *Strategy) StallFollowing() (release func()) {
-	s.hub.watchMu.Lock()
-	return s.hub.watchMu.Unlock
-}
-
 const (
 	QuietTime = quietTime
+	FileTick  = fileTick
 	MaxSize   = maxSize
 )
 
