@@ -133,7 +133,9 @@ func eventually(t *testing.T, what string, is func() bool) {
 func (c *cluster) subject(t *testing.T) strategytest.Subject {
 	c.t = t
 	s := strategytest.Subject{Strategy: New(c.newClient(clientv3.Config{})), Path: newKey()}
+	s.OtherPath = s.Path + ".old" // which a watch of a prefix would hear of
 	s.Set = func(value string) error { return c.put(s.Path, value) }
+	s.SetOther = func(value string) error { return c.put(s.OtherPath, value) }
 	return s
 }
 
