@@ -176,14 +176,16 @@ func (p *conn) Close() error {
 // Raw returns the driver's connection for use in the callback of sql.Conn.Raw;
 // nil if it was killed, or there is none and none can be opened. sql.Conn.Raw
 // takes no context, so a dial ends at the deadline that DB.Conn had. If that is
-// over, because the program has held the sql.Conn for long, it gets a second.
+// over, because the program has held the sql.Conn for long, it gets a second. (A
+// DB.Conn that waited for a connection may get one that database/sql has opened in
+// the background: then its deadline is not known here.)
 func (p *conn) Raw() driver.Conn {
-	ctx := context.Background()
+	wait := time.Duration(1<<63 - 1)
 	if !p.deadline.IsZero() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, cmp.Or(max(time.Until(p.deadline), 0), patience))
-		defer cancel()
+		wait = cmp.Or(max(time.Until(p.deadline), 0), patience)
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer time.AfterFunc(wait, cancel).Stop() // and not cancel: the driver may hold on to ctx
 	if err := p.acquire(ctx); err != nil || !p.s.k.enter() {
 		return nil
 	}
@@ -209,7 +211,7 @@ func (p *directConn) ExecContext(ctx context.Context, query string, args []drive
 	if err != nil {
 		return nil, err
 	}
-	if args, err = p.checked(args, s.exec != nil); err != nil {
+	if args, err = p.checked(ctx, args, s.exec != nil); err != nil {
 		return nil, call.end(err)
 	}
 	res, err := s.exec(ctx, query, args)
@@ -221,7 +223,7 @@ func (p *directConn) QueryContext(ctx context.Context, query string, args []driv
 	if err != nil {
 		return nil, err
 	}
-	if args, err = p.checked(args, s.query != nil); err != nil {
+	if args, err = p.checked(ctx, args, s.query != nil); err != nil {
 		return nil, call.end(err)
 	}
 	r, err := s.query(ctx, query, args)
@@ -325,14 +327,14 @@ func (p *conn) CheckNamedValue(nv *driver.NamedValue) error {
 // checked returns the arguments of an operation as the driver is to get them.
 // If the driver can do the operation with a statement only, it leaves that to
 // database/sql.
-func (p *conn) checked(args []driver.NamedValue, able bool) ([]driver.NamedValue, error) {
+func (p *conn) checked(ctx context.Context, args []driver.NamedValue, able bool) ([]driver.NamedValue, error) {
 	unchecked := p.unchecked
 	p.unchecked = false
 	switch {
 	case !able:
 		return nil, driver.ErrSkip
 	case unchecked:
-		return convert(p.s.checker, nil, args)
+		return convert(ctx, p.s.checker, nil, args)
 	}
 	return args, nil
 }

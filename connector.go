@@ -516,8 +516,8 @@ func describe(err error) (attrs []any, unreachable bool) {
 			// a secret. What does is the server's answer, and decides.
 			if state := server.SQLState(); len(state) == 5 && strings.Trim(state, "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ") == "" {
 				attrs = append(attrs, "sqlstate", state)
-				class := state[:2] // connection exception, insufficient resources, operator intervention
-				unreachable = class == "08" || class == "53" || class == "57"
+				// Connection exception, insufficient resources, operator intervention.
+				unreachable = slices.Contains([]string{"08", "53", "57"}, state[:2])
 			}
 		}
 		if errno != 0 {

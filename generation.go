@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -115,6 +116,8 @@ type opening struct {
 	s    *serverConn   // s and err are published by done
 	err  error
 	old  chan struct{} // closed when it is older than spareLife
+
+	abandoned atomic.Bool // nobody will take what it brings
 }
 
 // dial opens a server connection, or adopts a spare. If the caller's context ends
@@ -198,10 +201,7 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *openi
 	}
 	o := &opening{done: make(chan struct{}), old: make(chan struct{})}
 	if g.connector == nil {
-		time.AfterFunc(spareLife, func() {
-			close(o.old)
-			g.pruneSpares()
-		})
+		time.AfterFunc(spareLife, func() { close(o.old); g.pruneSpares() })
 	}
 	go func() {
 		var ci driver.Conn
@@ -225,6 +225,8 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *openi
 		g.mu.Unlock()
 		if o.err != nil {
 			g.release(nil)
+		} else if o.abandoned.Load() {
+			o.s.retireIdle()
 		}
 	}()
 	return o
@@ -253,13 +255,14 @@ func (g *generation) pruneSpares() {
 	})
 }
 
-// abandon closes what an opening brings, when it is there: nobody will take it.
+// abandon closes the connection that an opening brings: now, or open does when it
+// is there. Open closes done and then looks, this sets abandoned and then looks:
+// one of the two sees the other, and if both do, the second has nothing to do.
 func (o *opening) abandon() {
-	go func() {
-		if <-o.done; o.s != nil {
-			o.s.retireIdle() // if the sweep has not
-		}
-	}()
+	o.abandoned.Store(true)
+	if isClosed(o.done) && o.s != nil {
+		o.s.retireIdle()
+	}
 }
 
 // supersede ends a generation: it closes the connections that are not in use,

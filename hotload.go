@@ -78,6 +78,8 @@
 //   - A library that wraps hotload must pass on the connector's Close, which ends
 //     the watch, and the connection's ResetSession and IsValid. Without these two
 //     a pooled connection never moves to a new value.
+//   - After DB.Close, a sql.Conn on which nothing has run since a change dials
+//     through a driver's connector that is closed, if it is an io.Closer.
 //   - DB.SetConnMaxLifetime counts a connection's age from when its place in the
 //     pool was made, also if a change has renewed the connection since.
 //
@@ -85,7 +87,9 @@
 //
 // What [sql.Conn.Raw] passes to its callback has a method Raw, which returns
 // the driver's connection, or nil if there is none: it was killed, or none could
-// be opened in the time that DB.Conn was given:
+// be opened in the time that DB.Conn was given. Use either it or the proxy within
+// one callback, not both: a method of the proxy tells forceKill that the callback
+// is over.
 //
 //	err := conn.Raw(func(driverConn any) error {
 //		c := driverConn.(interface{ Raw() driver.Conn }).Raw()

@@ -217,7 +217,7 @@ func (k *killer) closeRows() {
 	k.mu.Unlock()
 	for _, c := range calls {
 		if c.rows != nil {
-			safely(func() error { return c.rows.Close() })
+			k.s.closeChild(func() error { return c.rows.Close() })
 		}
 	}
 }

@@ -189,10 +189,7 @@ func (s *serverConn) close(callDone <-chan struct{}) {
 			// return. What is open is the call's until then, and closes when it
 			// returns at last. Until then its caller waits. "Drained" does not.
 			s.closeConn()
-			go func() {
-				<-callDone
-				s.closeChildren()
-			}()
+			go func() { <-callDone; s.closeChildren() }()
 			return
 		}
 	}
@@ -201,17 +198,22 @@ func (s *serverConn) close(callDone <-chan struct{}) {
 }
 
 // closeChildren closes the rows and the statements that are open on a
-// connection. With forceKill, one that hangs does not keep the connection open for
-// longer than patience in all. Without it, nothing is closed under a running call.
+// connection.
 func (s *serverConn) closeChildren() {
-	if s.k != nil {
-		limit := time.AfterFunc(patience, func() { s.gen.c.inBackground(s.closeConn) })
-		defer limit.Stop()
-	}
 	s.k.closeRows()
 	for _, si := range s.stmts {
-		safely(func() error { return si.Close() })
+		s.closeChild(func() error { return si.Close() })
 	}
+}
+
+// closeChild closes one of them. With forceKill, one that hangs for longer than
+// patience does not keep the connection open. Without it, nothing is closed under
+// a running call.
+func (s *serverConn) closeChild(f func() error) {
+	if s.k != nil {
+		defer time.AfterFunc(patience, func() { s.gen.c.inBackground(s.closeConn) }).Stop()
+	}
+	safely(f)
 }
 
 // closeConn calls the driver's Close, once.

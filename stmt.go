@@ -178,7 +178,7 @@ func (st *stmt) begin(ctx context.Context, args []driver.NamedValue) (context.Co
 		}
 	}
 	if err == nil && st.p.unchecked {
-		args, err = convert(st.checker, st.si, args)
+		args, err = convert(ctx, st.checker, st.si, args)
 	}
 	st.p.unchecked = false
 	if err != nil {
@@ -219,7 +219,7 @@ func named(values []driver.Value) []driver.NamedValue {
 // no connection to check for. Its rules are many and change between releases of
 // Go, so it is asked itself: a private sql.DB prepares and executes on a catcher,
 // which has the driver's checks, and keeps what they make of the arguments.
-func convert(checker driver.NamedValueChecker, si driver.Stmt, raw []driver.NamedValue) ([]driver.NamedValue, error) {
+func convert(ctx context.Context, checker driver.NamedValueChecker, si driver.Stmt, raw []driver.NamedValue) ([]driver.NamedValue, error) {
 	args := make([]any, len(raw))
 	for i, arg := range raw {
 		if args[i] = arg.Value; arg.Name != "" {
@@ -229,9 +229,9 @@ func convert(checker driver.NamedValueChecker, si driver.Stmt, raw []driver.Name
 	c := &catcher{si: si, checker: checker}
 	db := sql.OpenDB(c)
 	defer db.Close()
-	conn, err := db.Conn(context.Background()) // unlike the sql.DB, it tries once
+	conn, err := db.Conn(ctx) // unlike the sql.DB, it tries once
 	if err == nil {
-		_, err = conn.ExecContext(context.Background(), "", args...)
+		_, err = conn.ExecContext(ctx, "", args...)
 		conn.Close()
 	}
 	return c.args, err
@@ -274,7 +274,9 @@ func (c *catcher) NumInput() int {
 
 func (c *catcher) CheckNamedValue(nv *driver.NamedValue) error { return check(c.checker, nv) }
 
-func (c *catcher) ExecContext(_ context.Context, args []driver.NamedValue) (driver.Result, error) {
+// ExecContext fails if the operation's context has ended. An operation that was
+// killed must go no further: the last resort may have closed its connection.
+func (c *catcher) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
 	c.args = args
-	return driver.ResultNoRows, nil
+	return driver.ResultNoRows, ctx.Err()
 }
