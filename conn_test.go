@@ -551,3 +551,27 @@ func TestCloseErrorAfterSlowClose(t *testing.T) {
 		})
 	}
 }
+
+// The context of a connection that Raw has dialled lives on while the callback
+// runs, as that of any other connection.
+func TestContextOfRawsDial(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		var kept context.Context
+		f.onOpen = onOpen("2", func(ctx context.Context) error { kept = ctx; return nil })
+		db := open(t, ctxFake{f}, src, "")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		conn, err := db.Conn(ctx)
+		must(t, "conn", err)
+		src.set("2")
+		inRaw(t, conn, func(c any) {
+			c.(interface{ Raw() driver.Conn }).Raw()
+			if kept.Err() != nil {
+				t.Errorf("the context of the connection has ended (%v) before the callback runs", kept.Err())
+			}
+		})
+		conn.Close()
+		db.Close()
+	})
+}

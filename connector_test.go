@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"regexp"
@@ -1637,4 +1638,121 @@ func TestOvertakenAtTheLastMoment(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Values of all kinds come in any order and at any time. A good one is in force
+// soon, whatever the one before does; nothing else ever is; few dials go on at a
+// time, and none begins after DB.Close.
+func TestCandidatesInAnyOrder(t *testing.T) {
+	for round := range 60 {
+		seed := rand.Uint64()
+		t.Run(fmt.Sprint(round), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { candidates(t, seed) })
+		})
+		if t.Failed() {
+			t.Logf("seed %d", seed)
+			return
+		}
+	}
+}
+
+func candidates(t *testing.T, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 1))
+	withContext := r.IntN(2) == 0
+	f, src := newFake(t), newSource("good0")
+	var mu sync.Mutex
+	since := make(map[string]time.Time)
+	dials := make(map[string]int)
+	ended := false
+	latest, latestAt := "good0", time.Now()
+	f.onOpen = func(ctx context.Context, value string) error {
+		mu.Lock()
+		if since[value].IsZero() {
+			since[value] = time.Now()
+		}
+		dials[value]++
+		age, last, quiet := time.Since(since[value]), latest, time.Since(latestAt)
+		if ended {
+			t.Errorf("dial to %s after DB.Close", value)
+		}
+		mu.Unlock()
+		if value != last && (value[0] == 'd' || value[0] == 'h') && age > 0 && quiet > 0 {
+			t.Errorf("dial to %s when %s was the latest", value, last)
+		}
+		switch value[0] {
+		case 'd':
+			return errAuth
+		case 'x': // reachable after half a minute
+			if age < 30*time.Second {
+				return errDead
+			}
+		case 'h':
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(20 * time.Second):
+			}
+			return errDead
+		case 's':
+			time.Sleep(700 * time.Millisecond)
+		}
+		return nil
+	}
+	var d driver.Driver = f
+	if withContext {
+		d = ctxFake{f}
+	}
+	db := open(t, d, src, "probe=true")
+	ask(t, db)
+	sleeps := []time.Duration{0, 0, time.Millisecond, 300 * time.Millisecond, 999 * time.Millisecond, time.Second, 1001 * time.Millisecond,
+		3 * time.Second, 11 * time.Second, 12 * time.Second, 40 * time.Second, 400 * time.Second}
+	have := func() string {
+		v := ask(t, db)
+		if v[0] == 'd' || v[0] == 'h' {
+			t.Errorf("%s is in force", v)
+		}
+		return v
+	}
+	for i := 1; i < 25; i++ {
+		value := fmt.Sprint([]string{"good", "deny", "xlate", "hang", "slow"}[r.IntN(5)], i)
+		if r.IntN(4) == 0 {
+			value = have()
+		}
+		mu.Lock()
+		latest, latestAt = value, time.Now()
+		mu.Unlock()
+		src.set(value)
+		time.Sleep(sleeps[r.IntN(len(sleeps))])
+		if r.IntN(2) == 0 {
+			have()
+		}
+		if value[0] == 'g' || value[0] == 's' {
+			time.Sleep(2 * time.Second)
+			if v := have(); v != value {
+				t.Errorf("%s is in force two seconds after %s was set", v, value)
+			}
+		}
+		if n := f.dialing.Load(); n > 21 {
+			t.Errorf("%d dials at a time", n)
+		}
+	}
+	time.Sleep(sleeps[r.IntN(len(sleeps))])
+	have()
+	if latest[0] == 'x' {
+		time.Sleep(2 * time.Minute)
+		want(t, "value in force", have(), latest)
+	}
+	mu.Lock()
+	for value, n := range dials {
+		if value[0] == 'd' && n > 7+int(time.Since(since[value])/(5*time.Minute)) {
+			t.Errorf("%d dials to %s", n, value)
+		}
+	}
+	mu.Unlock()
+	db.Close()
+	mu.Lock()
+	ended = true
+	mu.Unlock()
+	time.Sleep(time.Hour)
+	want(t, "connections", len(f.live()), 0)
 }

@@ -883,3 +883,22 @@ func TestDrainedWithItsValueInForceIsForgotten(t *testing.T) {
 		want(t, "generations in memory", d.alive(), 1)
 	})
 }
+
+// A spare is an idle connection like others: DB.Close waits for its Close.
+func TestSpareClosesWithDB(t *testing.T) {
+	bubble(t, "", func(t *testing.T) {
+		f := newFake(t)
+		f.onOpen = firstOpen("1", func() error { time.Sleep(time.Second); return nil })
+		f.onClose = onClose("1", func() { time.Sleep(100 * time.Millisecond) })
+		db := open(t, f, newSource("1"), "")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if err := db.PingContext(ctx); err == nil {
+			t.Fatal("no error")
+		}
+		time.Sleep(2 * time.Second)
+		want(t, "spares", f.liveOn("1"), 1)
+		must(t, "DB.Close", db.Close())
+		want(t, "open after DB.Close", f.liveOn("1"), 0)
+	})
+}

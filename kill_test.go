@@ -2177,3 +2177,105 @@ func TestKilledCheckOfArgument(t *testing.T) {
 		}
 	}
 }
+
+// The arguments of an operation are converted on a connection dialled anew, and
+// the check outlasts the last resort of a kill: nothing runs on the closed
+// connection.
+func TestKilledWhileConverted(t *testing.T) {
+	for _, kind := range []string{"exec", "statement"} {
+		bubble(t, kind, func(t *testing.T) {
+			f, src := newFake(t), newSource("1")
+			f.lenient.Store(true)
+			f.onCall = onCall("2", "CheckNamedValue", func(context.Context) error {
+				go src.set("3")
+				time.Sleep(patience + patience/2)
+				return nil
+			})
+			db := open(t, ctxFake{f}, src, "forceKill=true")
+			db.SetMaxOpenConns(1)
+			stmt := prepare(t, db, "write ?")
+			run := func() error { _, err := stmt.Exec(1); return err }
+			if kind == "exec" {
+				conn := take(t, db)
+				defer conn.Close()
+				run = func() error { _, err := conn.ExecContext(bg, "write", 1); return err }
+			}
+			src.set("2")
+			mustBeKilled(t, kind, run())
+			time.Sleep(time.Minute)
+			want(t, "connections with the killed value", f.liveOn("2"), 0)
+		})
+	}
+}
+
+// A kill during each call of the driver: nothing fails but what runs, nothing is
+// closed during a call that returns in time, and the pool goes on.
+func TestKillInEachCall(t *testing.T) {
+	for _, call := range []string{"ResetSession", "IsValid", "Close ask", "CheckNamedValue", "NumInput", "Begin", "Commit", "Rollback", "Prepare ask", "Next", "Close rows", "Ping", "Exec insert", "Exec ask ?"} {
+		for _, deaf := range []time.Duration{10 * time.Millisecond, 1500 * time.Millisecond} {
+			bubble(t, call+" "+deaf.String(), func(t *testing.T) {
+				f, src := newFake(t), newSource("1")
+				f.lenient.Store(deaf > time.Second)
+				f.heedless = true
+				once := false
+				f.onCall = onCall("1", call, func(context.Context) error {
+					if !once {
+						once = true
+						src.set("2")
+						time.Sleep(deaf)
+					}
+					return nil
+				})
+				db := open(t, ctxFake{f}, src, "forceKill=true")
+				db.SetMaxOpenConns(1)
+				ok := func(what string, err error) {
+					if err != nil && !errors.Is(err, hotload.ErrKilled) {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+				for range 2 {
+					ok("insert", insert(db))
+					st, err := db.Prepare("ask")
+					ok("prepare", err)
+					if err == nil {
+						rows, err := st.Query()
+						ok("query", err)
+						if err == nil {
+							for rows.Next() {
+							}
+							ok("rows", rows.Err())
+							rows.Close()
+						}
+						st.Close()
+					}
+					st, err = db.Prepare("ask ?")
+					ok("prepare", err)
+					if err == nil {
+						_, err = st.Exec(1)
+						ok("exec", err)
+						st.Close()
+					}
+					ok("ping", db.Ping())
+					tx, err := db.Begin()
+					ok("begin", err)
+					if err == nil {
+						ok("commit", tx.Commit())
+					}
+					tx, err = db.Begin()
+					ok("begin", err)
+					if err == nil {
+						ok("rollback", tx.Rollback())
+					}
+				}
+				time.Sleep(time.Minute)
+				if !once {
+					t.Error("the kill did not come")
+				}
+				want(t, "old connections", f.liveOn("1"), 0)
+				want(t, "value", ask(t, db), "2")
+				db.Close()
+				want(t, "connections", len(f.live()), 0)
+			})
+		}
+	}
+}

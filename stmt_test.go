@@ -152,3 +152,22 @@ func TestSlowStmtClose(t *testing.T) {
 		}
 	}
 }
+
+// Statements that are slow to close, and do not hang, all close before their
+// connection.
+func TestManySlowStatements(t *testing.T) {
+	for _, options := range []string{"", "forceKill=1h", "forceKill=true"} {
+		bubble(t, options, func(t *testing.T) {
+			f, src := newFake(t), newSource("1")
+			f.onCall = onCall("1", "Close ", lasts(30*time.Millisecond))
+			db := open(t, ctxFake{f}, src, options)
+			for i := range 50 {
+				defer prepare(t, db, fmt.Sprint("ask", i)).Close()
+			}
+			src.set("2")
+			time.Sleep(time.Minute)
+			want(t, "old connections", f.liveOn("1"), 0)
+			must(t, "DB.Close", db.Close())
+		})
+	}
+}
