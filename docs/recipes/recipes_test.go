@@ -74,6 +74,7 @@ func follows(t *testing.T, ask func() (string, error), old, new string, change f
 }
 
 func init() {
+	hotload.Register("postgres", pq.Driver{})
 	sqlite.MustRegisterDeterministicScalarFunction("twice", 1,
 		func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
 			return 2 * args[0].(int64), nil
@@ -119,7 +120,6 @@ func TestMySQL(t *testing.T) {
 // TestPostgres: each way to get at a pool on PostgreSQL follows a change of user.
 func TestPostgres(t *testing.T) {
 	server := pgserver.ForTest(t, pgserver.Options{Name: "recipes", Users: map[string]string{"one": "1", "two": "2"}})
-	hotload.Register("postgres", pq.Driver{})
 	const query = "select current_user::text"
 	asking := func(db *sql.DB) func() (string, error) {
 		return func() (s string, err error) {
