@@ -9,8 +9,8 @@ import (
 	"github.com/lib/pq"
 )
 
-// checkedDriver is lib/pq's driver with an OpenConnector. So a value that does not
-// parse is refused, and a dial that is not wanted any more ends until TCP is connected.
+// checkedDriver is lib/pq's driver with an OpenConnector, which parses the value. Its
+// dials heed their context, as long as TCP is not connected yet.
 type checkedDriver struct{ pq.Driver }
 
 func (checkedDriver) OpenConnector(dsn string) (driver.Connector, error) {
