@@ -312,7 +312,7 @@ func TestMetrics(t *testing.T) {
 		}
 		return "none"
 	}
-	want(t, "generation", get(generation), "1")
+	await(t, "a first generation", func() bool { return get(generation) == "1" })
 	want(t, "refused", get(refused), "none")
 	s.set("")
 	await(t, "a refusal", func() bool { return get(refused) == "1" })
