@@ -13,8 +13,8 @@ import (
 	"github.com/infobloxopen/hotload"
 )
 
-// env is a strategy that reads an environment variable every second. SPEC.md
-// says what else a strategy has to do.
+// env is a strategy that reads an environment variable every second. What else a strategy
+// has to do is in https://github.com/infobloxopen/hotload/blob/main/SPEC.md.
 type env struct{}
 
 func (env) Watch(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {

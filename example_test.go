@@ -32,6 +32,23 @@ func Example() {
 	log.Printf("connected as %s", user)
 }
 
+// A new value is put in force once a connection has been opened with it and pinged.
+// Until then the pool goes on with the last good one: a mistake in a rotation is
+// logged, and changes nothing.
+func Example_probe() {
+	db, err := sql.Open("hotload", "fsnotify://postgres/tmp/myconfig.txt?probe=true")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer db.Close()
+
+	var user string
+	if err := db.QueryRow("select current_user").Scan(&user); err != nil {
+		log.Fatal(err)
+	}
+	log.Printf("connected as %s", user)
+}
+
 // What is still in use 30 seconds after a change is ended then. Its error
 // matches ErrKilled: it may have taken effect on the old server.
 func Example_forceKill() {

@@ -5,7 +5,7 @@
 // the connection string is kept, such as a file that a secret store rewrites;
 // when the string changes, hotload retires the connections opened with the old
 // one, and the pool goes on with connections opened with the new one. The
-// program keeps its [sql.DB], and no query fails:
+// program keeps its [sql.DB], and a change to a string that works fails no query:
 //
 //	import (
 //		"database/sql"
@@ -40,8 +40,9 @@
 //     default, "false", puts each value in force at once, because moving off a
 //     server may be meant whether or not the next one is up.
 //
-// [sql.Open] checks the name and starts nothing. The first connection starts
-// the watch and DB.Close ends it.
+// [sql.Open] checks the name and starts nothing. It refuses an option that differs
+// from forceKill or probe only in case, such as ?forcekill=true. The first
+// connection starts the watch and DB.Close ends it.
 //
 // # What happens at a change
 //
@@ -60,8 +61,14 @@
 // or another one comes: a certificate that it names may not be there yet. Drivers
 // that parse at the dial, such as pq.Driver and pgx's, refuse none: see probe.
 //
+// A value that a probe refuses is tried again, too. When the server denies it, for
+// example because of a wrong password, it is tried after 2 s, 10 s, a minute, and
+// then every five minutes. A server that locks accounts has to allow that, for each
+// pool: see [Operating].
+//
 // The error of an operation that forceKill ended matches [ErrKilled]; the
-// operation is not run again. Without forceKill a change causes no error.
+// operation is not run again. Without forceKill a change causes no error, but for
+// those of dials with a value that does not work.
 //
 // A pooled connection whose server connection has been closed by a change dials
 // when it is next used. [sql.DBStats] counts it as open.
@@ -69,12 +76,17 @@
 // DB.Driver returns hotload's driver, not the one behind it.
 //
 // What happens is logged through [slog.Default]. The events, and all that a
-// strategy must and may do, are set out in [SPEC.md].
+// strategy must and may do, are set out in [SPEC.md]; what to do about each event
+// and error in [Operating]. [Recipes] are there for Kubernetes, Vault, drivers,
+// libraries and metrics.
 //
 // # Limits
 //
 //   - A dial of a driver that takes no context, such as pq.Driver, can be
 //     abandoned but not interrupted: it goes on in the background.
+//   - forceKill does not guard a cursor that an Exec hands out through [sql.Out],
+//     nor one that is a column of a row (godror has both): after a kill it runs on a
+//     closed connection.
 //   - A library that wraps hotload must pass on the connector's Close, which ends
 //     the watch, and the connection's ResetSession and IsValid. Without these two
 //     a pooled connection never moves to a new value.
@@ -97,6 +109,8 @@
 //	})
 //
 // [SPEC.md]: https://github.com/infobloxopen/hotload/blob/main/SPEC.md
+// [Operating]: https://github.com/infobloxopen/hotload/blob/main/docs/operating.md
+// [Recipes]: https://github.com/infobloxopen/hotload/blob/main/docs/recipes.md
 package hotload
 
 // The files, in the order in which they are best read:
@@ -135,8 +149,10 @@ var ErrKilled = errors.New("hotload: connection killed because its connection st
 
 var errClosed = errors.New("hotload: the connector is closed")
 
-// A Strategy watches the place where a connection string is kept. SPEC.md is
-// its contract, and package strategytest tests an implementation against it.
+// A Strategy watches the place where a connection string is kept. Part I of [SPEC.md]
+// is its contract, and package strategytest tests an implementation against it.
+//
+// [SPEC.md]: https://github.com/infobloxopen/hotload/blob/main/SPEC.md
 type Strategy interface {
 	// Watch returns the connection string that is kept at pth now, and a channel
 	// that delivers those that replace it. It may skip values, but never the
