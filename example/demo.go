@@ -180,7 +180,7 @@ func (d *demo) rotateUser(ctx context.Context, c *change) error {
 // emptyFile shows a writer caught between truncating the file and writing it.
 func (d *demo) emptyFile(ctx context.Context, c *change) error {
 	d.timeline.mark("the file is empty")
-	seen := d.events.count()
+	seen := len(d.events.since(0))
 	if err := d.writeInPlace(""); err != nil {
 		return err
 	}
@@ -230,7 +230,7 @@ func (d *demo) refused(ctx context.Context, what, value string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not within %v", patience))
 	defer cancel()
 	d.timeline.mark(what)
-	seen := d.events.count()
+	seen := len(d.events.since(0))
 	if err := d.rename(value); err != nil {
 		return err
 	}
@@ -245,7 +245,7 @@ func (d *demo) move(ctx context.Context, c *change, to target, mark string, put 
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not within %v", patience))
 	defer cancel()
 	d.timeline.mark(mark)
-	from, seen := d.current, d.events.count()
+	from, seen := d.current, len(d.events.since(0))
 	arrival := d.load.arrival(to.place())
 	start := time.Now()
 	if err := put(to.value); err != nil {

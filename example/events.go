@@ -60,25 +60,18 @@ func (e *events) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// count tells how many events there have been: what wait takes for since.
-func (e *events) count() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return len(e.list)
-}
-
-// since returns the events after those that n counts.
+// since returns the messages after the first n.
 func (e *events) since(n int) []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.list[n:]
 }
 
-// wait returns after the first event with this message after those that since counts.
-func (e *events) wait(ctx context.Context, since int, msg string) error {
+// wait waits for a message after the first n.
+func (e *events) wait(ctx context.Context, n int, msg string) error {
 	for {
 		e.mu.Lock()
-		list, more := e.list[since:], e.more
+		list, more := e.list[n:], e.more
 		e.mu.Unlock()
 		if slices.Contains(list, msg) {
 			return nil

@@ -178,32 +178,34 @@ func story(ctx context.Context, opts options, out io.Writer) (*report, error) {
 }
 
 // makeFiles makes a directory with the connection strings, and the file that hotload is to watch
-// if it does not exist. All have passwords, so if remove is not called a watchman removes them.
+// if it does not exist. They have passwords: if remove is not called, a watchman removes them.
 func (d *demo) makeFiles(config string) (remove func(), err error) {
 	if d.dir, err = os.MkdirTemp("", "hotload-example-"); err != nil {
 		return nil, err
 	}
-	paths := []string{d.dir}
+	d.file = filepath.Join(d.dir, "config.txt")
+	if config != "" {
+		d.file, err = filepath.Abs(config)
+	}
+	made := []string{d.dir}
 	content := map[string]string{filepath.Join(d.dir, "blue"): d.blue.value, filepath.Join(d.dir, "green"): d.green.value}
-	d.file, err = filepath.Abs(cmp.Or(config, filepath.Join(d.dir, "config.txt")))
 	if _, missing := os.Stat(d.file); errors.Is(missing, os.ErrNotExist) {
-		paths = append(paths, d.file)
+		made = append(made, d.file)
 		content[d.file] = d.blue.value
 	}
-	watchman, watchErr := pgserver.Watchman(paths...)
+	watchman, watchErr := pgserver.Watchman(made...)
+	if watchErr != nil {
+		os.Remove(d.dir)
+		return nil, watchErr
+	}
 	remove = func() {
-		for _, path := range paths {
+		for _, path := range made {
 			os.RemoveAll(path)
 		}
-		if watchErr == nil {
-			watchman.Close()
-		}
+		watchman.Close()
 	}
-	err = cmp.Or(err, watchErr)
 	for path, value := range content {
-		if err == nil {
-			err = os.WriteFile(path, []byte(value+"\n"), 0o600)
-		}
+		err = cmp.Or(err, os.WriteFile(path, []byte(value+"\n"), 0o600))
 	}
 	if err != nil {
 		remove()

@@ -71,8 +71,7 @@ func newTimeline(out io.Writer, workers int) *timeline {
 			t.width, t.full = columns(f), workers*int(rowEvery/pace)
 		}
 	}
-	term := os.Getenv("TERM")
-	t.colours = t.width > 0 && os.Getenv("NO_COLOR") == "" && term != "" && term != "dumb"
+	t.colours = t.width > 0 && os.Getenv("NO_COLOR") == "" && !slices.Contains([]string{"", "dumb"}, os.Getenv("TERM"))
 	return t
 }
 
@@ -256,7 +255,7 @@ func (t *timeline) lookAround() {
 }
 
 func (d *demo) sample() row {
-	ctx, cancel := context.WithTimeout(context.Background(), rowEvery)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*rowEvery)
 	defer cancel()
 	r := row{ops: map[string]int{}, open: map[string]int{}}
 	for _, s := range []*server{d.blue, d.green} {
@@ -269,13 +268,13 @@ func (d *demo) sample() row {
 	// has counted itself. The count is to be in the row above the event.
 	time.Sleep(time.Millisecond)
 	succeeded, failed := d.load.sinceLastRow()
+	r.failures = failed
 	for at, n := range succeeded {
 		r.ops[at.server] += n
 		r.users = append(r.users, at.user)
 	}
 	slices.Sort(r.users)
 	r.users = slices.Compact(r.users)
-	r.failures = failed
 	return r
 }
 
@@ -287,7 +286,7 @@ func (t *timeline) intro(d *demo, dsn string, opts options) {
 	t.println(fmt.Sprintf("  pool   sql.Open(\"hotload\",\n    %q)", dsn),
 		t.fit("  load   ", fmt.Sprintf("%d workers: inserts, queries, transactions, prepared statements; "+
 			"one transaction after another that takes %v", opts.workers, longTx)),
-		t.fit("  rows   ", fmt.Sprintf("each is %v from its time on: operations, errors, connections open at its end; "+
+		t.fit("  rows   ", fmt.Sprintf("each is about %v from its time on: operations, errors, connections open at its end; "+
 			"most rows that say nothing new are left out", rowEvery)))
 	if opts.config == "" && d.blue.throwaway == nil {
 		t.println(t.fit("  left out on your own servers: ", "what makes and drops users, and stops a server"))
