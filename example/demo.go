@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +22,7 @@ import (
 // A demo is one showing.
 type demo struct {
 	label       string // of the tables and the pool's connections
+	dir         string // has what file can say, in files called blue and green
 	file        string // that hotload watches
 	blue, green *server
 
@@ -170,14 +173,14 @@ func (d *demo) rotateUser(ctx context.Context, c *change) error {
 		return err
 	}
 	d.green.user, d.green.value = secondUser, value
-	d.timeline.mark("user " + old.user + " dropped on green")
+	d.timeline.note("user " + old.user + " dropped on green")
 	return nil
 }
 
 // emptyFile shows a writer caught between truncating the file and writing it.
 func (d *demo) emptyFile(ctx context.Context, c *change) error {
-	seen := d.events.count()
 	d.timeline.mark("the file is empty")
+	seen := len(d.events.since(0))
 	if err := d.writeInPlace(""); err != nil {
 		return err
 	}
@@ -191,10 +194,8 @@ func (d *demo) emptyFile(ctx context.Context, c *change) error {
 	if err := until(ctx, time.Now().Add(200*time.Millisecond)); err != nil {
 		return err
 	}
-	for _, e := range d.events.since(seen) {
-		if e.msg == valueAccepted {
-			return errors.New("hotload took the empty file for a new value")
-		}
+	if slices.Contains(d.events.since(seen), valueAccepted) {
+		return errors.New("hotload took the empty file for a new value")
 	}
 	c.note = "nothing changed"
 	return nil
@@ -228,25 +229,24 @@ func (d *demo) badValues(ctx context.Context, c *change) error {
 func (d *demo) refused(ctx context.Context, what, value string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not within %v", patience))
 	defer cancel()
-	seen := d.events.count()
 	d.timeline.mark(what)
+	seen := len(d.events.since(0))
 	if err := d.rename(value); err != nil {
 		return err
 	}
-	if _, err := d.events.wait(ctx, seen, valueRefused, "", ""); err != nil {
+	if err := d.events.wait(ctx, seen, valueRefused); err != nil {
 		return err
 	}
 	return until(ctx, time.Now().Add(300*time.Millisecond))
 }
 
 // move lets the file say something else, by way of put, and measures how the pool follows.
-// The mark is for the timeline.
 func (d *demo) move(ctx context.Context, c *change, to target, mark string, put func(value string) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not within %v", patience))
 	defer cancel()
-	from, generation, seen := d.current, d.events.generation(), d.events.count()
-	arrival := d.load.arrival(to.place())
 	d.timeline.mark(mark)
+	from, seen := d.current, len(d.events.since(0))
+	arrival := d.load.arrival(to.place())
 	start := time.Now()
 	if err := put(to.value); err != nil {
 		return err
@@ -258,24 +258,14 @@ func (d *demo) move(ctx context.Context, c *change, to target, mark string, put 
 		return fmt.Errorf("waiting for an operation on %s as %s: %w", to.name, to.user, context.Cause(ctx))
 	}
 	d.current = to
-	if _, err := d.events.wait(ctx, seen, generationDrained, "generation", generation); err != nil {
+	if err := d.events.wait(ctx, seen, generationDrained); err != nil {
 		return err
 	}
-	// What hotload says it has closed, the server may not have noticed yet.
-	for {
-		n, err := from.connections(ctx, d.label, from.user)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			break
-		}
-		if err := until(ctx, time.Now().Add(2*time.Millisecond)); err != nil {
-			return fmt.Errorf("%d connections of %s are still on %s: %w", n, from.user, from.name, context.Cause(ctx))
-		}
+	if n, err := from.emptied(ctx, d.label, from.user, patience); err != nil || n > 0 {
+		return fmt.Errorf("%d connections of %s are still on %s: %w", n, from.user, from.name, cmp.Or(err, context.DeadlineExceeded))
 	}
 	c.left = time.Since(start)
-	d.timeline.mark(fmt.Sprintf("the last connection of %s has left %s", from.user, from.name))
+	d.timeline.note(fmt.Sprintf("the last connection of %s has left %s", from.user, from.name))
 	return nil
 }
 

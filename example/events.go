@@ -7,15 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 )
-
-// An event is something that hotload logged.
-type event struct {
-	at    time.Time
-	msg   string
-	attrs map[string]string
-}
 
 // events is a slog.Handler that keeps what hotload logs, so that the demonstration can wait
 // for it as an operator's tools would, and shows it.
@@ -26,8 +18,8 @@ type events struct {
 }
 
 type record struct {
-	mu   sync.Mutex // protects what follows
-	list []event
+	mu   sync.Mutex    // protects what follows
+	list []string      // of messages
 	more chan struct{} // closed and made anew with each event
 }
 
@@ -44,11 +36,9 @@ func (e *events) WithAttrs(attrs []slog.Attr) slog.Handler {
 }
 
 func (e *events) Handle(_ context.Context, r slog.Record) error {
-	ev := event{at: r.Time, msg: r.Message, attrs: map[string]string{}}
 	var line strings.Builder
 	line.WriteString(r.Message)
 	add := func(a slog.Attr) bool {
-		ev.attrs[a.Key] = a.Value.String()
 		switch a.Key {
 		case "strategy", "driver", "path": // they tell the pool, and there is but one
 		default:
@@ -64,54 +54,32 @@ func (e *events) Handle(_ context.Context, r slog.Record) error {
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.list = append(e.list, ev)
+	e.list = append(e.list, r.Message)
 	close(e.more)
 	e.more = make(chan struct{})
 	return nil
 }
 
-// count tells how many events there have been: what wait takes for since.
-func (e *events) count() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return len(e.list)
-}
-
-// since returns the events after those that n counts.
-func (e *events) since(n int) []event {
+// since returns the messages after the first n.
+func (e *events) since(n int) []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.list[n:]
 }
 
-// generation returns the number of the value in force.
-func (e *events) generation() string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, ev := range slices.Backward(e.list) {
-		if ev.msg == valueAccepted {
-			return ev.attrs["generation"]
-		}
-	}
-	return ""
-}
-
-// wait returns the first event after those that since counts that has this message and, if key
-// is not empty, this attribute.
-func (e *events) wait(ctx context.Context, since int, msg, key, value string) (event, error) {
+// wait waits for a message after the first n.
+func (e *events) wait(ctx context.Context, n int, msg string) error {
 	for {
 		e.mu.Lock()
-		list, more := e.list[since:], e.more
+		list, more := e.list[n:], e.more
 		e.mu.Unlock()
-		for _, ev := range list {
-			if ev.msg == msg && (key == "" || ev.attrs[key] == value) {
-				return ev, nil
-			}
+		if slices.Contains(list, msg) {
+			return nil
 		}
 		select {
 		case <-more:
 		case <-ctx.Done():
-			return event{}, fmt.Errorf("waiting for hotload to log %q %s=%s: %w", msg, key, value, context.Cause(ctx))
+			return fmt.Errorf("waiting for hotload to log %q: %w", msg, context.Cause(ctx))
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -131,9 +130,8 @@ func (l *load) arrival(at place) <-chan time.Time {
 func (l *load) sinceLastRow() (succeeded map[place]int, failed int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	succeeded, failed = maps.Clone(l.row), l.failed
-	clear(l.row)
-	l.failed = 0
+	succeeded, failed = l.row, l.failed
+	l.row, l.failed = map[place]int{}, 0
 	return succeeded, failed
 }
 

@@ -1,18 +1,7 @@
 // Command example moves a live pool between two real PostgreSQL servers, and shows that
 // nothing is lost on the way.
 //
-// It starts two throwaway servers, blue and green, writes blue's connection string to a file,
-// opens that file through hotload, and puts the pool under load. Then it changes the file, in
-// the ways an operator would: another server, another user, a mistake. A timeline shows who
-// serves the operations; at the end the rows on both servers are counted against the writes
-// that the client saw succeed.
-//
-//	go run ./example                          # the whole story, in about twelve seconds
-//	go run ./example -config /tmp/config.txt  # edit the file yourself, until Ctrl-C
-//	go run ./example -blue DSN -green DSN     # between two servers of your own
-//
-// Exit status: 0 if every operation succeeded and every row is there exactly once, 1 if not,
-// 2 if PostgreSQL's programs were not found or a flag is wrong, 130 if interrupted.
+// go run ./example -help says what it does and what can be asked of it.
 package main
 
 import (
@@ -49,6 +38,28 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
+const usage = `Moves a live pool between two PostgreSQL servers, blue and green, as the connection
+string in a file changes, and shows that nothing is lost on the way.
+
+It starts two throwaway servers, writes blue's connection string to a file, opens that file
+through hotload, and puts the pool under load. Then it changes the file as an operator would:
+another server, another user, a mistake. A timeline shows who serves the operations. At the
+end the rows on both servers are counted against the writes that the client saw succeed.
+
+  go run ./example                          the whole story, in about twelve seconds
+  go run ./example -config /tmp/config.txt  change the file yourself, until Ctrl-C
+  go run ./example -blue DSN -green DSN     between two servers of your own
+
+-config wants the path of a file that does not exist: it is made, with blue's connection
+string, and removed at the end. With servers of your own the file may exist; then it is
+left as you leave it. The program prints commands to paste that write it.
+
+Exit status: 0 if every operation succeeded and every row is there exactly once, 1 if not,
+2 if PostgreSQL's programs were not found or a flag is wrong, 130 if interrupted. With
+-config an interrupt is the end, and the status is 0 or 1.
+
+`
+
 type options struct {
 	blue, green string
 	config      string
@@ -64,14 +75,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (status i
 	var opts options
 	flags := flag.NewFlagSet("example", flag.ContinueOnError)
 	flags.SetOutput(stderr)
+	flags.Usage = func() {}
 	flags.StringVar(&opts.blue, "blue", "", "connection `string` of a server of your own, instead of a throwaway one")
 	flags.StringVar(&opts.green, "green", "", "connection `string` of the other")
 	flags.StringVar(&opts.config, "config", "", "watch this `file`, which you edit by hand, instead of showing the changes")
 	flags.DurationVar(&opts.duration, "duration", 12*time.Second, "how long it all takes; with -config: until interrupted, unless given")
 	flags.IntVar(&opts.workers, "workers", 8, "how many goroutines use the pool")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(stderr, usage)
+		flags.PrintDefaults()
 		return 0
 	} else if err != nil {
+		fmt.Fprintln(stderr, "example: see -help")
 		return 2
 	}
 	timed := false
@@ -153,36 +168,48 @@ func story(ctx context.Context, opts options, out io.Writer) (*report, error) {
 		defer s.dropTable(label)
 	}
 
-	file, remove, err := configFile(opts.config, blue)
+	d := demo{label: label, blue: blue, green: green}
+	remove, err := d.makeFiles(opts.config)
 	if err != nil {
 		return nil, err
 	}
 	defer remove()
-	return play(ctx, opts, demo{label: label, blue: blue, green: green, file: file}, out)
+	return play(ctx, opts, d, out)
 }
 
-// configFile returns the path of the file that hotload is to watch. If it does not exist, it
-// is created with blue's connection string, and remove removes it.
-func configFile(name string, blue *server) (file string, remove func(), err error) {
-	remove = func() {}
-	if name == "" {
-		dir, err := os.MkdirTemp("", "hotload-example-")
-		if err != nil {
-			return "", nil, err
-		}
-		file, remove = filepath.Join(dir, "config.txt"), func() { os.RemoveAll(dir) }
-	} else {
-		if file, err = filepath.Abs(name); err != nil {
-			return "", nil, err
-		}
-		if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
-			return file, remove, err
-		}
-		remove = func() { os.Remove(file) }
+// makeFiles makes a directory with the connection strings, and the file that hotload is to watch
+// if it does not exist. They have passwords: if remove is not called, a watchman removes them.
+func (d *demo) makeFiles(config string) (remove func(), err error) {
+	if d.dir, err = os.MkdirTemp("", "hotload-example-"); err != nil {
+		return nil, err
 	}
-	if err := os.WriteFile(file, []byte(blue.value+"\n"), 0o600); err != nil {
+	d.file = filepath.Join(d.dir, "config.txt")
+	if config != "" {
+		d.file, err = filepath.Abs(config)
+	}
+	made := []string{d.dir}
+	content := map[string]string{filepath.Join(d.dir, "blue"): d.blue.value, filepath.Join(d.dir, "green"): d.green.value}
+	if _, missing := os.Stat(d.file); errors.Is(missing, os.ErrNotExist) {
+		made = append(made, d.file)
+		content[d.file] = d.blue.value
+	}
+	watchman, watchErr := pgserver.Watchman(made...)
+	if watchErr != nil {
+		os.Remove(d.dir)
+		return nil, watchErr
+	}
+	remove = func() {
+		for _, path := range made {
+			os.RemoveAll(path)
+		}
+		watchman.Close()
+	}
+	for path, value := range content {
+		err = cmp.Or(err, os.WriteFile(path, []byte(value+"\n"), 0o600))
+	}
+	if err != nil {
 		remove()
-		return "", nil, err
+		return nil, err
 	}
-	return file, remove, nil
+	return remove, nil
 }

@@ -7,15 +7,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -132,9 +136,122 @@ func TestStory(t *testing.T) {
 			t.Errorf("a password is on the timeline")
 		}
 	}
-	rows := regexp.MustCompile(`(?m)^ *[0-9.]+s( +[0-9-]+){5}`).FindAllString(text, -1)
-	if drawn, want := len(rows), int(opts.duration/rowEvery)/2; drawn < want {
-		t.Errorf("%d rows drawn, want at least %d", drawn, want)
+	checkScreen(t, text)
+}
+
+// checkScreen reads a story as a sceptic does: from top to bottom, taking each line at its word.
+func checkScreen(t *testing.T, text string) {
+	t.Helper()
+	drawn, latest, lastRow := 0, -1.0, -1.0
+	moved := false        // to green, for the first time
+	var user, gone string // who has left which server
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		at, err := strconv.ParseFloat(strings.TrimSuffix(fields[0], "s"), 64)
+		if err != nil || !strings.HasSuffix(fields[0], "s") {
+			continue
+		}
+		if at < latest {
+			t.Errorf("what is from %.2f is below what is from %.2f: %q", at, latest, line)
+		}
+		latest = at
+		switch fields[1] {
+		case "log:":
+		case "──":
+			if left := regexp.MustCompile(`the last connection of (\w+) has left (\w+)`).FindStringSubmatch(line); left != nil {
+				user, gone = left[1], left[2]
+			} else if !strings.Contains(line, "dropped") { // the file is changed
+				user, gone = "", ""
+				moved = moved || strings.Contains(line, "green")
+			}
+		default:
+			if drawn++; at <= lastRow {
+				t.Errorf("two rows begin at %.2f: %q", at, line)
+			}
+			lastRow = at
+			ops := map[string]string{"blue": fields[1], "green": fields[3]}
+			if !moved && ops["green"] != "0" {
+				t.Errorf("operations on green before the file has ever said so: %q", line)
+			}
+			users := fields[min(6, len(fields)-1)]
+			if gone != "" && ops[gone] != "0" && strings.Contains(users, user) {
+				t.Errorf("%s has left %s, and below that is %q", user, gone, line)
+			}
+		}
+	}
+	if !moved || drawn < 20 {
+		t.Errorf("%d rows drawn, and a move to green is told: %v; want at least 20 and true", drawn, moved)
+	}
+}
+
+// TestMark shows that the file is changed between two rows, not within one.
+func TestMark(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		tl := newTimeline(&out, 8)
+		go tl.mark("change")
+		synctest.Wait()
+		if out.Len() > 0 {
+			t.Errorf("within a row: %q", &out)
+		}
+		time.Sleep(rowEvery)
+		tl.cut()
+		tl.over <- struct{}{}
+		synctest.Wait()
+		if want := "  0.10s ── change\n"; out.String() != want {
+			t.Errorf("when the row is over: %q, want %q", &out, want)
+		}
+	})
+}
+
+// TestNews has the rows and events of a timeline as they come, and those that are to be seen.
+func TestNews(t *testing.T) {
+	var out strings.Builder
+	tl := newTimeline(&out, 8)
+	steady := row{ops: map[string]int{"blue": 200}, open: map[string]int{"blue": 8, "green": 0}, users: []string{firstUser}}
+	draw := func(tenth int, change func(*row)) {
+		r := steady
+		r.at = time.Duration(tenth) * rowEvery
+		r.ops = maps.Clone(r.ops)
+		change(&r)
+		tl.draw(r)
+	}
+	same := func(*row) {}
+	for tenth := range 30 {
+		draw(tenth, same)
+	}
+	draw(30, func(r *row) { r.events = []string{"an event"} })
+	for tenth := 31; tenth < 50; tenth++ {
+		draw(tenth, same)
+	}
+	draw(50, func(r *row) { r.ops["blue"] = 20 })
+	draw(51, same)
+	var seen []string
+	for line := range strings.Lines(out.String()) {
+		seen = append(seen, regexp.MustCompile(`\S+`).FindString(line))
+	}
+	want := "0.00s 0.10s 0.20s 1.20s 2.20s 2.90s 3.00s an 3.10s 3.20s 4.20s 4.90s 5.00s 5.10s"
+	if got := strings.Join(seen, " "); got != want {
+		t.Errorf("seen are %s\n    want %s", got, want)
+	}
+	for name, change := range map[string]func(*row){
+		"an error":        func(r *row) { r.failures = 1 },
+		"another user":    func(r *row) { r.users = []string{secondUser} },
+		"a connection":    func(r *row) { r.open = map[string]int{"blue": 8, "green": 1} },
+		"another server":  func(r *row) { r.ops["green"] = 1 },
+		"a pause":         func(r *row) { r.ops["blue"] = 99 },
+		"the end of one":  func(r *row) { r.ops["blue"] = 401 },
+		"it is not there": func(r *row) { r.open = map[string]int{"blue": 8} },
+	} {
+		r := steady
+		r.ops = maps.Clone(r.ops)
+		if change(&r); !r.news(steady) {
+			t.Errorf("%s is no news", name)
+		}
 	}
 }
 
@@ -225,28 +342,49 @@ func TestConfig(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("the command is for a Unix shell")
 	}
-	file := filepath.Join(t.TempDir(), "my config.txt")
+	t.Run("throwaway servers", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "my config.txt")
+		paste(t, file)
+		if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the file is still there: %v", err)
+		}
+	})
+	t.Run("own servers", func(t *testing.T) {
+		blue, green := servers(t)
+		file := filepath.Join(t.TempDir(), "config.txt")
+		if err := os.WriteFile(file, []byte(blue.value), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		paste(t, file, "-blue", blue.value, "-green", green.value)
+		if content, err := os.ReadFile(file); !strings.HasPrefix(string(content), green.value) {
+			t.Errorf("the file is left as %q, %v; want what was pasted", content, err)
+		}
+	})
+}
+
+func paste(t *testing.T, file string, args ...string) {
+	t.Helper()
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
 	reader, writer := io.Pipe()
 	var errOut bytes.Buffer
 	status := make(chan int)
 	go func() {
-		s := run(ctx, []string{"-config", file}, writer, &errOut)
+		s := run(ctx, append(args, "-config", file), writer, &errOut)
 		writer.Close()
 		status <- s
 	}()
-	row := regexp.MustCompile(`^ +\d+\.\ds `)
+	row := regexp.MustCompile(`^ *\d+\.\d\ds +\d+ +(\S+) +\d+ +(\S+) `) // with the open connections
 	var command string
-	var pasted, accepted bool
+	var pasted, accepted, counted bool
 	var text strings.Builder
 	for lines := bufio.NewScanner(reader); lines.Scan(); {
 		line := lines.Text()
 		text.WriteString(line + "\n")
 		switch {
-		case command == "" && strings.HasPrefix(line, "  echo "):
+		case command == "" && strings.HasPrefix(line, "  cp "):
 			command = line
-		case !pasted && row.MatchString(line): // the load is under way
+		case !pasted && row.MatchString(line) && strings.Contains(line, firstUser): // the load is under way
 			pasted = true
 			if out, err := exec.CommandContext(ctx, "/bin/sh", "-c", command).CombinedOutput(); err != nil {
 				t.Errorf("%s: %v\n%s", command, err, out)
@@ -256,13 +394,16 @@ func TestConfig(t *testing.T) {
 			accepted = true
 		case strings.Contains(line, generationDrained):
 			interrupt()
+		default:
+			open := row.FindStringSubmatch(line)
+			counted = counted || open != nil && open[2] != "-" && open[2] != "0"
 		}
 	}
-	if s := <-status; s != 0 || !accepted {
-		t.Errorf("exit status %d, and that the new value was accepted was seen: %v\n%s\n%s", s, accepted, &errOut, &text)
+	if s := <-status; s != 0 || !accepted || !counted {
+		t.Errorf("exit status %d; seen that the new value was accepted: %v, connections on green: %v\n%s\n%s", s, accepted, counted, &errOut, &text)
 	}
-	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the file is still there: %v", err)
+	if strings.Contains(text.String(), "password") {
+		t.Errorf("a password is on the timeline:\n%s", &text)
 	}
 }
 
@@ -273,8 +414,18 @@ func TestInterrupt(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("a process cannot be interrupted on Windows")
 	}
-	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
-		t.Run(sig.String(), func(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		signals []os.Signal
+		status  int
+	}{
+		{"interrupt", []os.Signal{os.Interrupt}, 130},
+		{"terminate", []os.Signal{syscall.SIGTERM}, 130},
+		{"hang up", []os.Signal{syscall.SIGHUP}, 130},
+		{"kill", []os.Signal{os.Kill}, -1},
+		{"interrupt again and again", slices.Repeat([]os.Signal{os.Interrupt}, 20), -1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
 			tmp := t.TempDir()
 			if err := os.Chmod(filepath.Dir(tmp), 0o755); err != nil { // the servers' user passes here
 				t.Fatal(err)
@@ -294,14 +445,22 @@ func TestInterrupt(t *testing.T) {
 			for lines := bufio.NewScanner(out); lines.Scan(); {
 				if !interrupted && strings.Contains(lines.Text(), firstUser) {
 					interrupted = true
-					cmd.Process.Signal(sig)
+					for _, sig := range tt.signals {
+						cmd.Process.Signal(sig)
+						time.Sleep(5 * time.Millisecond)
+					}
 				}
 			}
 			cmd.Wait()
-			if status := cmd.ProcessState.ExitCode(); status != 130 || !interrupted {
-				t.Errorf("exit status %d, want 130\n%s", status, &errOut)
+			if status := cmd.ProcessState.ExitCode(); status != tt.status || !interrupted {
+				t.Errorf("exit status %d, want %d\n%s", status, tt.status, &errOut)
 			}
 			left, err := os.ReadDir(tmp)
+			// A process that was killed leaves it to the watchmen.
+			for deadline := time.Now().Add(15 * time.Second); tt.status == -1 && len(left) > 0 && time.Now().Before(deadline); {
+				time.Sleep(20 * time.Millisecond)
+				left, err = os.ReadDir(tmp)
+			}
 			if err != nil || len(left) > 0 {
 				t.Errorf("left behind: %v, %v", left, err)
 			}
@@ -322,14 +481,14 @@ func TestExitStatus(t *testing.T) {
 		status int
 		says   []string
 	}{
-		{name: "help", args: []string{"-help"}, status: 0, says: []string{"-config", "-duration"}},
+		{name: "help", args: []string{"-help"}, status: 0, says: []string{"counted against", "does not exist", "Exit status", "-duration"}},
 		{name: "unknown flag", args: []string{"-blu"}, status: 2, says: []string{"-blu"}},
 		{name: "argument", args: []string{"blue"}, status: 2, says: []string{`"blue"`}},
 		{name: "one server", args: []string{"-blue", nobody}, status: 2, says: []string{"-green"}},
 		{name: "no workers", args: []string{"-workers", "0"}, status: 2, says: []string{"-workers"}},
 		{name: "more workers than connections", args: []string{"-workers", "250"}, status: 2, says: []string{"250", "at most 90"}},
 		{name: "no PostgreSQL", hidden: true, status: 2,
-			says: []string{"initdb", "PATH", "/nowhere/*/bin", "apt-get install -y postgresql", "your package manager's postgresql"}},
+			says: []string{"initdb", "PATH", "/nowhere/*/bin", "apt-get install -y --no-install-recommends postgresql", "your package manager's postgresql"}},
 		{name: "own servers need no programs", args: []string{"-blue", nobody, "-green", nobody}, hidden: true,
 			status: 1, says: []string{"-blue", "refused"}},
 		{name: "a file that exists", args: []string{"-config", exists}, status: 1, says: []string{exists, "does not exist"}},
@@ -362,8 +521,8 @@ func TestExitStatus(t *testing.T) {
 
 func TestTimelineFits(t *testing.T) {
 	for _, n := range []int{0, 1, 7, 8, 100, 1000} {
-		if got := utf8.RuneCountInString(bar(n, 100, barWidth)); got != barWidth {
-			t.Errorf("a bar for %d of 100 is %d wide, want %d", n, got, barWidth)
+		if got := utf8.RuneCountInString(bar(n, 100, 17)); got != 17 {
+			t.Errorf("a bar for %d of 100 is %d wide, want 17", n, got)
 		}
 	}
 	busy := row{
@@ -375,13 +534,15 @@ func TestTimelineFits(t *testing.T) {
 	}
 	const logged = valueRefused + "  reason=probe  error_type=*net.OpError  errno=connection refused"
 	var out strings.Builder
-	if (&timeline{out: &out}).log(logged); out.String() != "       log: "+logged+"\n" {
-		t.Errorf("where the output is no terminal, a log line is broken or cut: %q", &out)
+	if got, want := (&timeline{}).event(0, dim, "log:", logged), "  0.00s log: "+logged; got != want {
+		t.Errorf("where the output is no terminal, a log line is %q, want %q", got, want)
 	}
-	for _, bars := range []bool{false, true} {
+	over := make(chan struct{})
+	close(over)
+	for _, width := range []int{0, 60, 80, 120} {
 		out.Reset()
-		tl := &timeline{bars: bars, full: 200, out: &out}
-		dsn := "fsnotify://postgres/tmp/hotload-example-4294967295/config.txt?probe=true"
+		tl := &timeline{width: width, full: 200, out: &out, over: over}
+		dsn := "fsnotify://postgres/tmp/config.txt?probe=true" // a longer word cannot be broken
 		tl.intro(&demo{blue: &server{throwaway: &pgserver.Server{}}, green: &server{}}, dsn, options{})
 		tl.intro(&demo{blue: &server{}, green: &server{}}, dsn, options{})
 		tl.intro(&demo{blue: &server{}, green: &server{}, label: label}, dsn, options{config: "config.txt"})
@@ -390,17 +551,16 @@ func TestTimelineFits(t *testing.T) {
 		}
 		tl.println(tl.row(busy))
 		tl.println(tl.row(row{}))
-		if bars {
-			tl.log(logged)
-			words := func(s string) string { return strings.Join(strings.Fields(s), " ") }
-			if !strings.Contains(words(out.String()), words(logged)) {
-				t.Errorf("hotload logged %q, and the timeline does not show it all:\n%s", logged, &out)
-			}
-		}
+		tl.log(logged)
 		tl.summary(&report{changes: []change{{title: steps[0].title, first: time.Second, left: time.Second}}})
+		words := func(s string) string { return strings.Join(strings.Fields(s), " ") }
+		if !strings.Contains(words(out.String()), words(logged)) {
+			t.Errorf("hotload logged %q, and the timeline does not show it all:\n%s", logged, &out)
+		}
 		for line := range strings.Lines(out.String()) {
-			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > columns {
-				t.Errorf("%d columns, want at most %d: %q", n, columns, line)
+			n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n"))
+			if width > 0 && n > width && !strings.HasPrefix(line, "  cp ") { // what is to be pasted is not broken
+				t.Errorf("%d columns, want at most %d: %q", n, width, line)
 			}
 		}
 	}

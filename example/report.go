@@ -1,9 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -50,6 +50,11 @@ func (d *demo) reconcile() (*report, error) {
 				r.doubled++
 			}
 		}
+		open, err := s.emptied(ctx, d.label, "", time.Second)
+		if err != nil {
+			return nil, err
+		}
+		r.open += open
 	}
 	for _, n := range d.load.written {
 		if found[n] == 0 {
@@ -58,31 +63,7 @@ func (d *demo) reconcile() (*report, error) {
 		delete(found, n)
 	}
 	r.unknown = len(found)
-	var err error
-	r.open, err = d.stillOpen(ctx)
-	return r, err
-}
-
-// stillOpen counts the pool's connections on both servers, which may take a moment to notice
-// that a client has gone.
-func (d *demo) stillOpen(ctx context.Context) (int, error) {
-	deadline := time.Now().Add(time.Second)
-	for {
-		open := 0
-		for _, s := range []*server{d.blue, d.green} {
-			n, err := s.connections(ctx, d.label, "")
-			if err != nil {
-				return 0, err
-			}
-			open += n
-		}
-		if open == 0 || time.Now().After(deadline) {
-			return open, nil
-		}
-		if err := until(ctx, time.Now().Add(10*time.Millisecond)); err != nil {
-			return 0, err
-		}
-	}
+	return r, nil
 }
 
 func (t *timeline) summary(r *report) {
@@ -93,8 +74,10 @@ func (t *timeline) summary(r *report) {
 		return text
 	}
 	line := func(name string, format string, args ...any) {
-		t.println(fmt.Sprintf("  %-12s ", name) + fmt.Sprintf(format, args...))
+		t.println(t.fit(fmt.Sprintf("  %-12s ", name), fmt.Sprintf(format, args...)))
 	}
+	_, events := t.cut()
+	t.println(events...)
 	t.println("\n" + t.paint(bold, "Summary"))
 	line("operations", "%d: %d on blue, %d on green; the slowest took %s",
 		r.operations["blue"]+r.operations["green"], r.operations["blue"], r.operations["green"], ms(r.slowest))
@@ -105,14 +88,11 @@ func (t *timeline) summary(r *report) {
 	line("connections", "%s left by the closed pool", bad(r.open, fmt.Sprint(r.open)))
 
 	if len(r.changes) > 0 {
-		t.println("\n" + t.paint(bold, "Changes") + t.paint(dim, strings.Repeat(" ", 45)+"first on new   last off old"))
+		t.println("\n" + t.paint(bold, "Changes"))
 	}
 	for i, c := range r.changes {
-		if c.note != "" {
-			t.println(fmt.Sprintf("  %d. %-51s%24s", i+1, c.title, c.note))
-			continue
-		}
-		t.println(fmt.Sprintf("  %d. %-48s%12s%15s", i+1, c.title, ms(c.first), ms(c.left)))
+		c.note = cmp.Or(c.note, fmt.Sprintf("first operation on the new %s, last connection off the old %s", ms(c.first), ms(c.left)))
+		t.println(fmt.Sprintf("  %d. %s", i+1, c.title), t.fit("     ", c.note))
 	}
 
 	const shown = 5
@@ -123,11 +103,11 @@ func (t *timeline) summary(r *report) {
 		t.println(fmt.Sprintf("  and %d more", n))
 	}
 	t.println("")
-	if r.ok() {
-		t.println(t.paint(colourOf["green"], "Not one operation failed, and every row is there exactly once."))
-	} else {
-		t.println(t.paint(red, "Not as it should be: see above."))
+	colour, verdict := colourOf["green"], "Not one operation failed, and every row is there exactly once."
+	if !r.ok() {
+		colour, verdict = red, "Not as it should be: see above."
 	}
+	t.println(t.paint(colour, t.fit("", verdict)))
 }
 
 func ms(d time.Duration) string {

@@ -122,6 +122,17 @@ func (s *server) connections(ctx context.Context, application, user string) (n i
 	return n, err
 }
 
+// emptied waits until the connections are gone: the server may take a moment to notice that a
+// client is. It returns how many there are after all.
+func (s *server) emptied(ctx context.Context, application, user string, wait time.Duration) (n int, err error) {
+	for end := time.Now().Add(wait); ; time.Sleep(2 * time.Millisecond) {
+		n, err = s.connections(ctx, application, user)
+		if err != nil || n == 0 || time.Now().After(end) {
+			return n, err
+		}
+	}
+}
+
 // tagged returns a connection string with an application_name, by which a server tells the
 // pool's connections from others.
 func tagged(dsn, application string) (string, error) {

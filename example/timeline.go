@@ -1,10 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
+	"maps"
+	"math"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -14,19 +19,29 @@ import (
 
 const (
 	rowEvery = 100 * time.Millisecond
-	columns  = 80 // of a terminal
-	barWidth = 17 // leaves room for two users
+	quiet    = time.Second // between the rows that say nothing new
 )
 
-// A timeline draws a row every rowEvery, and between them what happens. On a terminal it has
-// bars and, unless NO_COLOR is set, colours.
+// A timeline shows rows and events in the order of their times. A row begins at its time and
+// counts until the next one begins. An event is printed after the row that covers its time:
+// what it says has ended, no row below it counts.
+//
+// On a terminal there are bars and, unless NO_COLOR is set, colours.
 type timeline struct {
-	bars, colours bool
-	full          int // operations in a row that fill a bar
-	begin         time.Time
+	width   int // of the terminal; 0 if there is none
+	colours bool
+	full    int // operations in a row that fill a bar: without a terminal, none do
+	begin   time.Time
+	over    chan struct{} // is sent to at the end of a row, if somebody receives
 
-	mu  sync.Mutex // protects out
-	out io.Writer
+	mu     sync.Mutex // protects what follows
+	out    io.Writer
+	end    time.Duration // of the last row
+	events []string      // since then
+	last   row
+	unseen string        // the last row, if it was not printed
+	seen   time.Duration // when the last one that was printed began
+	more   int           // rows to print, whatever they say
 }
 
 // A row is what the timeline shows of a moment.
@@ -36,17 +51,38 @@ type row struct {
 	users    []string       // who ran them
 	open     map[string]int // connections by server; none if it does not answer
 	failures int
+	events   []string // before the next row
+}
+
+// news tells whether r says something that last, the row before it, did not.
+func (r row) news(last row) bool {
+	for _, name := range names {
+		if n, was := r.ops[name], last.ops[name]; n > 2*was || was > 2*n {
+			return true
+		}
+	}
+	return r.failures > 0 || len(r.events) > 0 || !slices.Equal(r.users, last.users) || !maps.Equal(r.open, last.open)
 }
 
 func newTimeline(out io.Writer, workers int) *timeline {
-	t := &timeline{out: out, begin: time.Now(), full: workers * int(rowEvery/pace)}
+	t := &timeline{out: out, begin: time.Now(), full: math.MaxInt, over: make(chan struct{})}
 	if f, ok := out.(*os.File); ok {
-		info, err := f.Stat()
-		t.bars = err == nil && info.Mode()&os.ModeCharDevice != 0
+		if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+			t.width, t.full = columns(f), workers*int(rowEvery/pace)
+		}
 	}
-	term := os.Getenv("TERM")
-	t.colours = t.bars && os.Getenv("NO_COLOR") == "" && term != "" && term != "dumb"
+	t.colours = t.width > 0 && os.Getenv("NO_COLOR") == "" && !slices.Contains([]string{"", "dumb"}, os.Getenv("TERM"))
 	return t
+}
+
+// columns returns the width of a terminal, by a command that Linux and macOS have.
+func columns(terminal *os.File) (n int) {
+	stty := exec.Command("stty", "size")
+	stty.Stdin = terminal
+	if out, err := stty.Output(); err == nil {
+		fmt.Sscan(string(out), new(int), &n)
+	}
+	return cmp.Or(n, 80)
 }
 
 const (
@@ -55,6 +91,8 @@ const (
 	red    = "91"
 	yellow = "93"
 )
+
+var names = []string{"blue", "green"}
 
 var colourOf = map[string]string{"blue": "94", "green": "92"}
 
@@ -65,80 +103,89 @@ func (t *timeline) paint(colour, text string) string {
 	return "\x1b[" + colour + "m" + text + "\x1b[0m"
 }
 
-func (t *timeline) println(line string) {
+func (t *timeline) println(lines ...string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	fmt.Fprintln(t.out, line)
+	for _, line := range lines {
+		fmt.Fprintln(t.out, line)
+	}
 }
 
 // heading begins a step.
 func (t *timeline) heading(text string) {
-	t.println("\n" + t.paint(bold, text) + "\n" + t.header())
+	<-t.over
+	t.println("\n"+t.paint(bold, text), t.header())
 }
 
-// mark tells, between two rows, what the demonstration has done or seen.
+// mark tells what the demonstration is about to do. It waits until a row is over: the rows
+// above count what was before, those below what came after.
 func (t *timeline) mark(text string) {
-	t.println(t.paint(yellow, "       ── "+text))
+	<-t.over
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.lookAround()
+	fmt.Fprintln(t.out, t.event(t.end, yellow, "──", text))
 }
 
-// log tells what hotload has logged, on a terminal in as many lines as it takes.
-func (t *timeline) log(line string) {
-	const label = "       log: "
-	if t.bars {
-		line = strings.Join(wrap(line, columns-len(label)), "\n"+strings.Repeat(" ", len(label)))
-	}
-	t.println(t.paint(dim, label+line))
+// note tells, after the row that covers it, what the demonstration has seen.
+func (t *timeline) note(text string) { t.later(yellow, "──", text) }
+
+// log tells what hotload has logged.
+func (t *timeline) log(line string) { t.later(dim, "log:", line) }
+
+func (t *timeline) later(colour, sign, text string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.events = append(t.events, t.event(time.Since(t.begin), colour, sign, text))
 }
 
-// wrap breaks a text between words into lines of at most width, or of one word that is longer.
-func wrap(text string, width int) (lines []string) {
-	line := ""
+func (t *timeline) event(at time.Duration, colour, sign, text string) string {
+	return t.paint(colour, t.fit(fmt.Sprintf("%6.2fs %s ", at.Seconds(), sign), text))
+}
+
+// fit puts a text behind its label, on a terminal in as many lines as it takes.
+func (t *timeline) fit(label, text string) string {
+	indent := utf8.RuneCountInString(label)
+	width := cmp.Or(t.width, math.MaxInt) - indent
+	line, length := label, 0
 	for word := range strings.SplitAfterSeq(text, " ") {
-		if line != "" && utf8.RuneCountInString(strings.TrimRight(line+word, " ")) > width {
-			lines = append(lines, strings.TrimRight(line, " "))
-			line = ""
+		if length > 0 && length+utf8.RuneCountInString(strings.TrimSpace(word)) > width {
+			line, length = strings.TrimRight(line, " ")+"\n"+strings.Repeat(" ", indent), 0
 		}
-		line += word
+		line, length = line+word, length+utf8.RuneCountInString(word)
 	}
-	return append(lines, line)
+	return line
 }
+
+// barWidth leaves room for two users on a terminal of 60 columns or more.
+func (t *timeline) barWidth() int { return min(max((t.width-49)/2, 5), 25) }
 
 func (t *timeline) header() string {
-	if !t.bars {
-		return "  time    blue   green  open: blue  green  errors  user"
+	line := t.paint(dim, "   time ")
+	for _, name := range names {
+		line += t.paint(colourOf[name], fmt.Sprintf("%-*s", t.barWidth(), name)) + t.paint(dim, "  ops open ")
 	}
-	name := func(name string) string {
-		return t.paint(colourOf[name], fmt.Sprintf("%-*s", barWidth+6, name))
-	}
-	return t.paint(dim, "  time ") + name("blue") + name("green") + t.paint(dim, "   open   errors user")
+	return line + t.paint(dim, "errors  user")
 }
 
 func (t *timeline) row(r row) string {
-	open := func(name string) string {
-		if n, ok := r.open[name]; ok {
-			return fmt.Sprint(n)
-		}
-		return "-" // it does not answer
-	}
-	users := strings.Join(r.users, "+")
-	if !t.bars {
-		return fmt.Sprintf("%5.1fs  %6d  %6d  %10s  %5s  %6d  %s", r.at.Seconds(),
-			r.ops["blue"], r.ops["green"], open("blue"), open("green"), r.failures, users)
-	}
-	bar := func(name string) string {
-		n := fmt.Sprintf("%4d  ", r.ops[name])
+	line := fmt.Sprintf("%6.2fs ", r.at.Seconds())
+	for _, name := range names {
+		ops := fmt.Sprintf("%5d", r.ops[name])
 		if r.ops[name] == 0 {
-			n = t.paint(dim, "   ·  ")
+			ops = t.paint(dim, ops)
 		}
-		return t.paint(colourOf[name], bar(r.ops[name], t.full, barWidth)) + n
+		open := "-" // it does not answer
+		if n, ok := r.open[name]; ok {
+			open = fmt.Sprint(n)
+		}
+		line += t.paint(colourOf[name], bar(r.ops[name], t.full, t.barWidth())) + ops + t.paint(colourOf[name], fmt.Sprintf("%5s ", open))
 	}
 	failures := fmt.Sprintf("%6d", r.failures)
 	if r.failures > 0 {
 		failures = t.paint(red, failures)
 	}
-	return fmt.Sprintf("%5.1fs ", r.at.Seconds()) + bar("blue") + bar("green") +
-		t.paint(colourOf["blue"], fmt.Sprintf("%3s", open("blue"))) + " " +
-		t.paint(colourOf["green"], fmt.Sprintf("%3s", open("green"))) + failures + "  " + users
+	return line + failures + "  " + strings.Join(r.users, "+")
 }
 
 // bar draws n of full, to an eighth of a cell.
@@ -156,14 +203,12 @@ func (t *timeline) follow(d *demo) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var drawing sync.WaitGroup
 	drawing.Go(func() {
-		tick := time.NewTicker(rowEvery)
-		defer tick.Stop()
-		for {
+		for ctx.Err() == nil {
+			time.Sleep(rowEvery)
+			t.draw(d.sample())
 			select {
-			case <-tick.C:
-				t.println(t.row(d.sample()))
-			case <-ctx.Done():
-				return
+			case t.over <- struct{}{}:
+			default:
 			}
 		}
 	})
@@ -173,46 +218,85 @@ func (t *timeline) follow(d *demo) (stop func()) {
 	}
 }
 
+// cut ends a row: it returns when that began, and the events since.
+func (t *timeline) cut() (began time.Duration, events []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	began, t.end = t.end, time.Since(t.begin)
+	events, t.events = t.events, nil
+	return began, events
+}
+
+// draw prints a row if it or the events after it tell something new, or if one near it does.
+func (t *timeline) draw(r row) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if r.news(t.last) {
+		t.lookAround()
+	}
+	t.last, t.unseen = r, t.row(r)
+	if t.more > 0 || r.at-t.seen >= quiet {
+		fmt.Fprintln(t.out, t.unseen)
+		t.seen, t.unseen = r.at, ""
+		t.more--
+	}
+	for _, event := range r.events {
+		fmt.Fprintln(t.out, event)
+	}
+}
+
+// lookAround prints the row before, and has the next three printed. t.mu is held.
+func (t *timeline) lookAround() {
+	if t.unseen != "" {
+		fmt.Fprintln(t.out, t.unseen)
+		t.unseen = ""
+	}
+	t.more = 3
+}
+
 func (d *demo) sample() row {
-	ctx, cancel := context.WithTimeout(context.Background(), rowEvery)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*rowEvery)
 	defer cancel()
-	r := row{at: time.Since(d.timeline.begin), ops: map[string]int{}, open: map[string]int{}}
+	r := row{ops: map[string]int{}, open: map[string]int{}}
+	for _, s := range []*server{d.blue, d.green} {
+		if n, err := s.connections(ctx, d.label, ""); err == nil {
+			r.open[s.name] = n
+		}
+	}
+	r.at, r.events = d.timeline.cut()
+	// A connection is closed, and this logged, a moment before the operation that ended on it
+	// has counted itself. The count is to be in the row above the event.
+	time.Sleep(time.Millisecond)
 	succeeded, failed := d.load.sinceLastRow()
+	r.failures = failed
 	for at, n := range succeeded {
 		r.ops[at.server] += n
 		r.users = append(r.users, at.user)
 	}
 	slices.Sort(r.users)
 	r.users = slices.Compact(r.users)
-	r.failures = failed
-	for _, s := range []*server{d.blue, d.green} {
-		if n, err := s.connections(ctx, d.label, ""); err == nil {
-			r.open[s.name] = n
-		}
-	}
 	return r
 }
 
 func (t *timeline) intro(d *demo, dsn string, opts options) {
-	t.println(t.paint(bold, "A live pool moves between two PostgreSQL servers.") + "\n")
-	t.println(fmt.Sprintf("  %s   %s\n  %s  %s", t.paint(colourOf["blue"], "blue"), d.blue.address,
-		t.paint(colourOf["green"], "green"), d.green.address))
-	t.println(fmt.Sprintf("  pool   sql.Open(\"hotload\",\n    %q)", dsn))
-	t.println(fmt.Sprintf("  load   %d workers: inserts, queries, transactions, prepared statements;", opts.workers))
-	t.println(fmt.Sprintf("         one transaction after another that takes %v", longTx))
+	t.println(t.paint(bold, "A live pool moves between two PostgreSQL servers."), "")
+	for _, s := range []*server{d.blue, d.green} {
+		t.println("  " + t.paint(colourOf[s.name], fmt.Sprintf("%-5s", s.name)) + "  " + s.address)
+	}
+	t.println(fmt.Sprintf("  pool   sql.Open(\"hotload\",\n    %q)", dsn),
+		t.fit("  load   ", fmt.Sprintf("%d workers: inserts, queries, transactions, prepared statements; "+
+			"one transaction after another that takes %v", opts.workers, longTx)),
+		t.fit("  rows   ", fmt.Sprintf("each is about %v from its time on: operations, errors, connections open at its end; "+
+			"most rows that say nothing new are left out", rowEvery)))
 	if opts.config == "" && d.blue.throwaway == nil {
-		t.println("  left out on your own servers: what makes and drops users, and stops a server")
+		t.println(t.fit("  left out on your own servers: ", "what makes and drops users, and stops a server"))
 	}
 	if opts.config != "" {
-		t.println("\nEdit the file while this runs, as you like:")
-		if d.blue.throwaway != nil {
-			for _, s := range []*server{d.green, d.blue} {
-				t.println(fmt.Sprintf("\n  # %s\n  echo \"%s\" > '%s.new' && mv '%[3]s.new' '%[3]s'", s.name, s.value, d.file))
-			}
-		} else {
-			t.println("connections are counted, here and in the summary, if what you write has\napplication_name=" + d.label)
+		t.println("", t.fit("", "Edit "+d.file+" while this runs, as you like, or paste:"))
+		for _, s := range []*server{d.green, d.blue} {
+			t.println(fmt.Sprintf("\n  cp '%s' '%s.new' && mv '%[2]s.new' '%[2]s'", filepath.Join(d.dir, s.name), d.file))
 		}
-		t.println("\nCtrl-C ends it.")
+		t.println("", t.fit("", "Connections are counted if the file has application_name="+d.label+", as those have."), "", "Ctrl-C ends it.")
 	}
-	t.println("\n" + t.header())
+	t.println("", t.header())
 }

@@ -17,7 +17,8 @@ func runAsOther(*exec.Cmd, ...string) error { return nil }
 
 func detach(*exec.Cmd) {}
 
-func watchman(...string) (io.WriteCloser, error) {
+// Watchman is on Unix only.
+func Watchman(...string) (io.WriteCloser, error) {
 	return struct {
 		io.Writer
 		io.Closer

@@ -66,7 +66,7 @@ func Find() (string, error) {
   on PATH:  %s
   then in:  %s
 To install them:
-  Debian, Ubuntu:  apt-get install -y postgresql
+  Debian, Ubuntu:  apt-get install -y --no-install-recommends postgresql
   elsewhere:       your package manager's postgresql (macOS: brew install postgresql)`,
 		ErrNoPrograms, cmp.Or(os.Getenv("PATH"), "(empty)"),
 		cmp.Or(strings.Join(Places, "\n            "), "(nowhere else)"))
@@ -147,7 +147,7 @@ func Create(ctx context.Context, opts Options) (_ *Server, err error) {
 			return nil, fmt.Errorf("pgserver: %s is too long a path for a Unix socket: %w", s.dir, err)
 		}
 	}
-	if s.watchman, err = watchman(s.dir, s.sockets); err != nil {
+	if s.watchman, err = Watchman(s.dir, s.sockets); err != nil {
 		return nil, fmt.Errorf("pgserver: %w", err)
 	}
 	pwfile := filepath.Join(s.dir, "password")

@@ -259,7 +259,7 @@ func TestFind(t *testing.T) {
 	if !errors.Is(err, pgserver.ErrNoPrograms) {
 		t.Fatalf("nothing installed: %v, want ErrNoPrograms", err)
 	}
-	for _, part := range []string{os.Getenv("PATH"), pgserver.Places[0], "apt-get install -y postgresql"} {
+	for _, part := range []string{os.Getenv("PATH"), pgserver.Places[0], "apt-get install -y --no-install-recommends postgresql"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("the error does not tell %q:\n%v", part, err)
 		}

@@ -57,11 +57,11 @@ func detach(cmd *exec.Cmd) {
 	cmd.SysProcAttr.Setpgid = true
 }
 
-// watchman starts a process that removes the directories when this process has died without
-// closing what is returned, and first ends the process whose number was last written to it, a
-// line each and an empty one for none. It notices by the end of a pipe, which the kernel
+// Watchman starts a process that removes files and directories when this process has died
+// without closing what is returned, and first ends the process whose number was last written to
+// it, a line each and an empty one for none. It notices by the end of a pipe, which the kernel
 // closes however a process dies.
-func watchman(dirs ...string) (io.WriteCloser, error) {
+func Watchman(paths ...string) (io.WriteCloser, error) {
 	// initdb leaves a child behind, which may still write when rm first tries.
 	const script = `pid=
 while read -r line; do pid=$line; done
@@ -71,7 +71,7 @@ if [ -n "$pid" ]; then
 	while kill -0 "$pid" && [ $n -lt 100 ]; do n=$((n+1)); sleep 0.1; done
 fi
 until rm -rf "$@" || [ $n -ge 200 ]; do n=$((n+1)); sleep 0.1; done`
-	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "watchman"}, dirs...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", script, "watchman"}, paths...)...)
 	detach(cmd)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
