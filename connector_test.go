@@ -108,6 +108,7 @@ func TestRefusedWhileConnecting(t *testing.T) {
 	}
 	for n := range 200 {
 		src.values <- fmt.Sprint("bad", n)
+		src.values <- "" // hotload itself refuses this one, the driver the other
 	}
 	cancel()
 	wg.Wait()
@@ -900,7 +901,7 @@ func TestClose(t *testing.T) {
 	bubble(t, "but for the connector, though a Close hangs", func(t *testing.T) {
 		f, src, stuck := newFake(t), newSource("1"), make(chan struct{})
 		f.onClose = onClose("1", func() { <-stuck })
-		f.onShut = func(string) { time.Sleep(patience / 4) }
+		f.onShut = func(string) { time.Sleep(patience/2 - moment) }
 		db := open(t, ctxFake{f}, src, "")
 		ask(t, db)
 		src.set("2")
@@ -1016,6 +1017,14 @@ func TestEvents(t *testing.T) {
 			want(t, line+"in\n"+log.String(), strings.Count(log.String(), line), 1)
 		}
 		want(t, "kills: of generation 2 there was nothing in use", log.count("connections killed"), 1)
+	})
+	bubble(t, "DB.Close is no event", func(t *testing.T) {
+		log := collect(t)
+		db := open(t, newFake(t), newSource("1"), "")
+		ask(t, db)
+		must(t, "DB.Close", db.Close())
+		synctest.Wait()
+		want(t, "events but the first value in\n"+log.String(), log.count("hotload: "), 1)
 	})
 }
 

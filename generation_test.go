@@ -786,6 +786,59 @@ func TestImpatientCallersAreForgotten(t *testing.T) {
 	})
 }
 
+// A countingContext counts those who wait for its end, which never comes.
+type countingContext struct {
+	context.Context
+	done    chan struct{}
+	waiting atomic.Int32
+}
+
+func (c *countingContext) Done() <-chan struct{} { return c.done }
+
+// AfterFunc is what package context calls when it derives a context from one that
+// it did not make.
+func (c *countingContext) AfterFunc(func()) (stop func() bool) {
+	c.waiting.Add(1)
+	return sync.OnceValue(func() bool { c.waiting.Add(-1); return true })
+}
+
+// Open takes no context. So when it has returned, its caller's context is let go
+// of: it may be the whole program's.
+func TestOpenLetsGoOfContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, g := newFake(t), newGate()
+		f.onOpen = func(context.Context, string) error { g.pass(); return nil }
+		db := open(t, f, newSource("1"), "")
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		want(t, "ping", db.PingContext(short), context.DeadlineExceeded)
+		var callers [2]countingContext // one adopts the Open that was left
+		conns := make(chan *sql.Conn)
+		for i := range callers {
+			callers[i].Context, callers[i].done = t.Context(), make(chan struct{})
+			go func() {
+				conn, err := db.Conn(&callers[i])
+				if err != nil {
+					t.Error(err)
+				}
+				conns <- conn
+			}()
+		}
+		synctest.Wait()
+		want(t, "Opens", len(g.arrived), 2)
+		for i := range callers {
+			want(t, "waiting for the end of a caller's context during the Open", callers[i].waiting.Load(), 1)
+		}
+		close(g.open)
+		for range callers {
+			defer (<-conns).Close()
+		}
+		for i := range callers {
+			want(t, "waiting for the end of a caller's context after the Open", callers[i].waiting.Load(), 0)
+		}
+	})
+}
+
 // A heavyFake keeps book of which of its connectors are still in memory.
 type (
 	heavyFake struct {
