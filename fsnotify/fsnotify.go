@@ -254,7 +254,7 @@ func (f *file) look(hints uint32, poll time.Duration, heard bool) (next time.Dur
 		next = poll
 		f.deliver(r, was, had)
 	}
-	if r.passing || r.err == nil && links(r.info) == 0 {
+	if r.passing || r.err == nil && unlinked(r.info) {
 		next = min(next, maxWait)
 	}
 

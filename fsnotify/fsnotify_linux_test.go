@@ -285,6 +285,10 @@ func TestPassingErrors(t *testing.T) {
 				other := filepath.Join(t.TempDir(), "file") // so that there is a watcher
 				write(t, other, "value 0")
 				watchFile(t, t.Context(), s, other, poll(notEvents))
+				watches := func(n int) { // so that what happens is announced, where anything is
+					await(t, fmt.Sprint(n, " watches"), func() bool { return name == "polled" || inotifyWatches(t) == n })
+				}
+				watches(2)
 
 				failed, end := test.fail(t, path)
 				done := make(chan error, 1)
@@ -309,6 +313,7 @@ func TestPassingErrors(t *testing.T) {
 					return // when a poll comes is not this test's matter
 				}
 				_, values := watchFile(t, t.Context(), s, path, poll(notEvents))
+				watches(4)
 				write(t, path+".new", "value 1")
 				failed, end = test.fail(t, path+".new")
 				if err := os.Rename(path+".new", path); err != nil {
@@ -341,6 +346,7 @@ func TestPassingErrorStays(t *testing.T) {
 	write(t, path, "value 0")
 	s := fsnotify.NewStrategy()
 	_, values := watchFile(t, t.Context(), s, path, poll(notEvents))
+	await(t, "2 watches", func() bool { return inotifyWatches(t) == 2 })
 	write(t, path+".new", "value 1")
 	var was syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &was); err != nil {
@@ -358,7 +364,7 @@ func TestPassingErrorStays(t *testing.T) {
 	if renamed != nil || !errors.Is(err, syscall.EMFILE) || !strings.Contains(err.Error(), path) {
 		t.Errorf("Watch: %v, want too many open files", err)
 	}
-	if got := log.lines(); !strings.Contains(got[0], "file unusable") || !strings.Contains(got[0], "too many open files") {
+	if got := log.lines(); len(got) != 1 || !strings.Contains(got[0], "file unusable") || !strings.Contains(got[0], "too many open files") {
 		t.Errorf("logged %q", got)
 	}
 	if got := receive(t, values); got != "value 1" {

@@ -145,6 +145,9 @@ func (h *hub) follow(f *file, w way) (err error) {
 		go h.receive(h.watcher)
 	}
 	for name, info := range w {
+		if info != nil {
+			info, _ = os.Lstat(name) // it may be another since it was traced
+		}
 		if !sameFile(h.added[name], info) {
 			h.remove(name) // upstream would forget the old watch, and the kernel not
 		}
@@ -242,8 +245,7 @@ func trace(path string) way {
 			dir = filepath.VolumeName(path) + string(filepath.Separator)
 		}
 		rest = strings.TrimLeft(filepath.ToSlash(strings.TrimPrefix(path, filepath.VolumeName(path)))+"/"+rest, "/")
-		var info fs.FileInfo
-		name, isLink := dir, false
+		name, info, isLink := dir, fs.FileInfo(nil), false
 		for more := true; more && rest != ""; more = info != nil && !isLink {
 			dir = name
 			name, rest, _ = strings.Cut(rest, "/")

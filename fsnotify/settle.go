@@ -152,16 +152,13 @@ func clean(content []byte) (string, error) {
 // mounted from: its path leads to it, then as now, though it has no link any more. That is
 // so for an instant of each rename, and therefore must be so for a quiet time.
 func replaced(then, now fs.FileInfo, apart time.Duration) bool {
-	return now != nil && sameFile(then, now) && links(then) == 0 && links(now) == 0 && apart >= quietTime
+	return now != nil && sameFile(then, now) && unlinked(then) && unlinked(now) && apart >= quietTime
 }
 
-// links returns how many links a file has, or 1 if that is not known (on Windows).
-func links(info fs.FileInfo) uint64 {
-	// The types differ between systems.
-	if n := reflect.Indirect(reflect.ValueOf(info.Sys())).FieldByName("Nlink"); n.CanUint() {
-		return n.Uint()
-	}
-	return 1
+// unlinked reports whether a file is known to have no link. On Windows it is not.
+func unlinked(info fs.FileInfo) bool {
+	n := reflect.Indirect(reflect.ValueOf(info.Sys())).FieldByName("Nlink") // its type differs between systems
+	return n.CanUint() && n.Uint() == 0
 }
 
 func sameFile(a, b fs.FileInfo) bool {
@@ -169,7 +166,7 @@ func sameFile(a, b fs.FileInfo) bool {
 }
 
 func unchanged(a, b fs.FileInfo) bool {
-	return sameFile(a, b) && (a == nil || a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size() && links(a) == links(b))
+	return sameFile(a, b) && (a == nil || a.ModTime().Equal(b.ModTime()) && a.Size() == b.Size() && unlinked(a) == unlinked(b))
 }
 
 // rests reports whether a file that nothing was announced of need not be read, but only
