@@ -23,8 +23,8 @@ const (
 )
 
 // A timeline shows rows and events in the order of their times. A row begins at its time and
-// counts until the next one begins. An event is printed after the row that covers its time:
-// what it says has ended, no row below it counts.
+// counts until the next one begins. An event waits for the row that covers its time: when it
+// says that something has ended, no row below it counts any of it.
 //
 // On a terminal there are bars and, unless NO_COLOR is set, colours.
 type timeline struct {
