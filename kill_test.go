@@ -1454,6 +1454,21 @@ func TestNoRowAfterLastResort(t *testing.T) {
 	})
 }
 
+// With forceKill=true what is in use ends at the change, even if the value comes
+// back in the same instant: only a time of grace can save it.
+func TestKillThoughValueComesBack(t *testing.T) {
+	for range 100 {
+		synctest.Test(t, func(t *testing.T) {
+			src := newSource("1")
+			tx := begin(t, open(t, newFake(t), src, "forceKill=true"))
+			src.values <- "2"
+			src.values <- "1"
+			synctest.Wait()
+			mustBeKilled(t, "exec", insert(tx))
+		})
+	}
+}
+
 // A row that comes in the instant of the last resort is the right one, or there
 // is an error: it is copied before the driver's Close can overwrite it. Run it
 // with -race, which sees what chance does not show.
