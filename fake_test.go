@@ -381,9 +381,12 @@ type fakeResult struct{ c *fakeConn }
 func (r fakeResult) LastInsertId() (int64, error) { return strconv.ParseInt(r.c.value, 10, 64) }
 func (r fakeResult) RowsAffected() (int64, error) { return 1, nil }
 
-// check finds arguments that were not converted.
+// check finds arguments that were not converted, or not numbered.
 func (c *fakeConn) check(args []driver.NamedValue) {
-	for _, arg := range args {
+	for i, arg := range args {
+		if arg.Ordinal != i+1 {
+			c.f.t.Errorf("argument %d has number %d", i+1, arg.Ordinal)
+		}
 		if !driver.IsValue(arg.Value) {
 			c.f.t.Errorf("argument %d is a %T: not converted", arg.Ordinal, arg.Value)
 		}

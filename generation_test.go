@@ -839,6 +839,25 @@ func TestOpenLetsGoOfContext(t *testing.T) {
 	})
 }
 
+// Connect's context lasts as long as its connection, and no longer.
+func TestConnectLetsGoOfContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, src := newFake(t), newSource("1")
+		db := open(t, ctxFake{f}, src, "")
+		caller := countingContext{Context: t.Context(), done: make(chan struct{})}
+		conn, err := db.Conn(&caller)
+		must(t, "conn", err)
+		want(t, "waiting for the end of the context of a connection", caller.waiting.Load(), 1)
+		src.set("2")
+		synctest.Wait()
+		want(t, "waiting for the end of the context of a closed connection", caller.waiting.Load(), 0)
+		f.onOpen = func(context.Context, string) error { return errDead }
+		want(t, "error of a dial", conn.PingContext(&caller), error(errDead))
+		want(t, "waiting for the end of the context of a failed dial", caller.waiting.Load(), 0)
+		must(t, "Conn.Close", conn.Close())
+	})
+}
+
 // A heavyFake keeps book of which of its connectors are still in memory.
 type (
 	heavyFake struct {

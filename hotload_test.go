@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -157,6 +158,24 @@ func TestRegisterPanics(t *testing.T) {
 			tt.call()
 		})
 	}
+}
+
+// Drivers and strategies may be registered while names that use others are opened.
+func TestRegisterWhileOpening(t *testing.T) {
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 50 {
+				db, err := sql.Open("hotload", register(newFake(t), newSource("1")))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				db.Close()
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // TestEmptyDataSourceName: instrumentation libraries open one to get at the driver.

@@ -1429,6 +1429,46 @@ func TestKilledRowStaysAtLastResort(t *testing.T) {
 	}
 }
 
+// A row that comes after the last resort is no row: it was read from a connection
+// that was closed meanwhile.
+func TestNoRowAfterLastResort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, src := newLite(t), newSource("1")
+		f.heedless = true
+		f.onCall = func(_ context.Context, c *liteConn, call string) error {
+			if call == "Next" {
+				time.Sleep(3 * patience)
+			}
+			return nil
+		}
+		db := open(t, liteCtxFake{f}, src, "forceKill=true")
+		rows := liteQuery(t, func() (*sql.Rows, error) { return db.Query("select") })
+		done := liteGo(t, func() {
+			want(t, "a row", rows.Next(), false)
+			mustBeKilled(t, "Rows.Err", rows.Err())
+		})
+		synctest.Wait()
+		src.set("2")
+		<-done
+		want(t, "connections closed during a call", f.lastResorts(), 1)
+	})
+}
+
+// With forceKill=true what is in use ends at the change, even if the value comes
+// back in the same instant: only a time of grace can save it.
+func TestKillThoughValueComesBack(t *testing.T) {
+	for range 100 {
+		synctest.Test(t, func(t *testing.T) {
+			src := newSource("1")
+			tx := begin(t, open(t, newFake(t), src, "forceKill=true"))
+			src.values <- "2"
+			src.values <- "1"
+			synctest.Wait()
+			mustBeKilled(t, "exec", insert(tx))
+		})
+	}
+}
+
 // A row that comes in the instant of the last resort is the right one, or there
 // is an error: it is copied before the driver's Close can overwrite it. Run it
 // with -race, which sees what chance does not show.

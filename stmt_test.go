@@ -77,6 +77,27 @@ func TestLayerWithoutNumInput(t *testing.T) {
 	must(t, "Stmt.Close", stmt.Close())
 }
 
+// A layer that knows no contexts: the driver gets the arguments numbered, as the
+// fake checks, also those of a statement that is prepared again.
+func TestLayerWithoutContexts(t *testing.T) {
+	src := newSource("1")
+	_, conn := connect(t, newFake(t), src, "")
+	stmt, err := conn.Prepare("ask ? ?")
+	must(t, "prepare", err)
+	for _, value := range []int64{1, 2} {
+		src.set(strconv.FormatInt(value, 10))
+		res, err := stmt.Exec([]driver.Value{"a", int64(2)})
+		must(t, "exec", err)
+		on, _ := res.LastInsertId()
+		want(t, "value that it ran on", on, value)
+		rows, err := stmt.Query([]driver.Value{"a", int64(2)})
+		must(t, "query", err)
+		must(t, "Rows.Close", rows.Close())
+		conn.(driver.Validator).IsValid()
+	}
+	must(t, "Stmt.Close", stmt.Close())
+}
+
 // TestSlowStmtClose: a driver that takes long to close the statements of a
 // retired connection, or a killed one, must not be made to close those that
 // were prepared in their place. With forceKill it does not keep the connection
