@@ -223,14 +223,24 @@ func BenchmarkRatio(b *testing.B) {
 }
 
 // BenchmarkPostgres measures queries on a PostgreSQL server, over its Unix
-// socket, in the same way.
+// socket, in the same way. lib/pq starts a goroutine for each call whose context
+// can be cancelled, as those of a service can. With forceKill all can.
 func BenchmarkPostgres(b *testing.B) {
 	server := pgserver.ForTest(b, pgserver.Options{Name: "bench"})
-	ratio(b, 50, false, func(t testing.TB, mode string) *sql.DB {
-		return openPostgres(t, server.SuperSocketDSN(), mode)
-	}, func(db *sql.DB, _ *sql.Stmt) error {
-		return db.QueryRow("select $1::int", 1).Scan(new(int))
-	})
+	cancellable, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	for _, caller := range []struct {
+		context string
+		ctx     context.Context
+	}{{"background", context.Background()}, {"cancellable", cancellable}} {
+		b.Run(caller.context, func(b *testing.B) {
+			ratio(b, 50, false, func(t testing.TB, mode string) *sql.DB {
+				return openPostgres(t, server.SuperSocketDSN(), mode)
+			}, func(db *sql.DB, _ *sql.Stmt) error {
+				return db.QueryRowContext(caller.ctx, "select $1::int", 1).Scan(new(int))
+			})
+		})
+	}
 }
 
 // ratio measures in small batches, by turns, and reports the ratios of the

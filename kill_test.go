@@ -1898,7 +1898,7 @@ func TestKillStormOverFiles(t *testing.T) {
 							return
 						}
 						if n == 1 {
-							value = strings.Trim(text, "text of +")
+							value = strings.TrimSuffix(strings.TrimPrefix(text, "text of "), "+")
 						}
 						wantText, wantNumber := liteRow(value, 0, n)
 						if text != wantText || number != wantNumber {

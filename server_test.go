@@ -364,8 +364,8 @@ func (d bugFake) bug(at, value string) {
 	}
 	d.bugs.Add(1)
 	if d.value == nil {
-		var m map[string]bool
-		m[value] = true
+		var none []string
+		_ = none[d.bugs.Load()] // an index out of range
 	}
 	panic(d.value)
 }
@@ -497,7 +497,7 @@ func TestDriverPanics(t *testing.T) {
 						if strings.Contains(text, secret) {
 							t.Errorf("the error %q quotes what the driver panicked with", text)
 						}
-						if value == nil && !strings.Contains(text, "assignment to entry in nil map") {
+						if value == nil && !strings.Contains(text, "index out of range") {
 							t.Errorf("the error %q has not the text of the runtime's error", text)
 						}
 					}
