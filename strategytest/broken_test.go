@@ -993,6 +993,7 @@ var broken = []brokenStrategy{
 		`waited \d+s for Watch to return`,
 		func(m *memory, _ <-chan struct{}) watchFunc {
 			var mu sync.RWMutex
+			watches := 0
 			delivers := relay(m, func(ctx context.Context, _ string, from <-chan string, to chan<- string) {
 				for v := range from {
 					mu.RLock()
@@ -1005,6 +1006,7 @@ var broken = []brokenStrategy{
 			})
 			return func(ctx context.Context, pth string, options url.Values) (string, <-chan string, error) {
 				mu.Lock()
+				watches++
 				mu.Unlock()
 				return delivers(ctx, pth, options)
 			}
