@@ -924,7 +924,6 @@ type (
 		closed     bool
 		lastResort bool // closed during a call
 		inTx       bool
-		plain      bool                // it knows no contexts
 		children   map[*liteChild]bool // open rows and statements
 	}
 	litePlain struct{ c *liteConn }
@@ -935,9 +934,6 @@ type liteChild struct {
 	c      *liteConn
 	name   string
 	parent *liteChild // the statement of rows
-	// tooLate means that it is a statement of a driver without contexts that
-	// came about when its connection was closed.
-	tooLate bool
 }
 
 func newLite(t testing.TB) *liteFake {
@@ -946,7 +942,6 @@ func newLite(t testing.TB) *liteFake {
 
 func (f *liteFake) Open(value string) (driver.Conn, error) {
 	c := f.open(value)
-	c.plain = true
 	return litePlain{c}, nil
 }
 
@@ -999,7 +994,7 @@ var errLiteClosed = errors.New("fake: the connection is closed")
 func (c *liteConn) call(ctx context.Context, child *liteChild, call string, do func() error) error {
 	f := c.f
 	f.mu.Lock()
-	left := child != nil && (c.lastResort || f.untidy) && !child.tooLate && strings.HasPrefix(call, "Close ")
+	left := child != nil && (c.lastResort || f.untidy) && strings.HasPrefix(call, "Close ")
 	if c.closed && !left {
 		f.t.Errorf("%s on a connection (%s) that is closed", call, c.value)
 		f.mu.Unlock()
@@ -1051,13 +1046,11 @@ func (c *liteConn) release() {
 }
 
 func (c *liteConn) born(name string, parent *liteChild) *liteChild {
-	child := &liteChild{c: c, name: name, parent: parent, tooLate: c.closed && c.plain && name != "rows"}
-	if !child.tooLate {
-		if c.closed && len(c.children) == 0 {
-			c.f.files[c.value]++ // it holds the file again
-		}
-		c.children[child] = true
+	child := &liteChild{c: c, name: name, parent: parent}
+	if c.closed && len(c.children) == 0 {
+		c.f.files[c.value]++ // it holds the file again
 	}
+	c.children[child] = true
 	return child
 }
 

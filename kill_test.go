@@ -1790,9 +1790,9 @@ func TestKillReleasesAfterRaw(t *testing.T) {
 	}
 }
 
-// After the last resort a driver without contexts gets no call for what came
-// too late: it knows itself that the connection is closed. Rows and statements
-// that were there before are closed when the call has returned.
+// After the last resort a driver gets no call, no Rollback for example, save the
+// Close of rows and statements when the call has returned: those that were there
+// before, and those that came too late, or they would keep the file open.
 func TestNothingAfterLastResort(t *testing.T) {
 	for _, row := range []struct {
 		late string
@@ -1850,6 +1850,7 @@ func TestKillStormOverFiles(t *testing.T) {
 			t.Run(fmt.Sprintf("max=%d,contexts=%t", maxOpen, !plain), func(t *testing.T) {
 				t.Parallel()
 				f, src := newLite(t), newSource("0")
+				f.untidy = true // a last resort can come when a call is over in the fake, and not yet in hotload
 				var calls atomic.Uint64
 				f.onCall = func(ctx context.Context, _ *liteConn, call string) error {
 					n := calls.Add(1)

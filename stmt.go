@@ -46,16 +46,19 @@ func (st *stmt) prepare(ctx context.Context, s *serverConn) error {
 	if si == nil {
 		return errors.New("hotload: the driver returned neither a statement nor an error")
 	}
-	if err = ctx.Err(); err != nil && !ok {
-		if !s.closed.Load() { // by the last resort of a kill
-			si.Close()
-		}
-		return err
-	}
 	if s.stmts == nil {
 		s.stmts = make(map[*stmt]driver.Stmt)
 	}
 	s.stmts[st] = si
+	if err = ctx.Err(); err != nil && !ok {
+		// After the last resort of a kill, the statement closes with all else that
+		// it had to leave.
+		if !s.closed.Load() {
+			delete(s.stmts, st)
+			si.Close()
+		}
+		return err
+	}
 	st.s, st.si = s, si
 	st.exec = func(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
 		return plain(ctx, args, si.Exec)
