@@ -7,6 +7,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/url"
@@ -29,6 +30,16 @@ func TestFirstConnect(t *testing.T) {
 	t.Run("nothing is started by sql.Open", func(t *testing.T) {
 		src := newSource("1")
 		open(t, newFake(t), src, "").Close()
+		want(t, "watches", src.watches.Load(), 0)
+	})
+	bubble(t, "nothing is started after Close", func(t *testing.T) {
+		src := newSource("1")
+		c, err := hotloadDriver(t).(driver.DriverContext).OpenConnector(register(newFake(t), src))
+		must(t, "OpenConnector", err)
+		must(t, "Close", c.(io.Closer).Close())
+		_, err = c.Connect(t.Context())
+		mustSay(t, "Connect", err, "hotload: the connector is closed")
+		synctest.Wait()
 		want(t, "watches", src.watches.Load(), 0)
 	})
 	bubble(t, "R-3/first connects share one watch", func(t *testing.T) {
