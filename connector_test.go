@@ -1563,6 +1563,28 @@ func TestHungTryIsTheOnlyOne(t *testing.T) {
 	}
 }
 
+// An OpenConnector that does not return is the answer to who waits for a first
+// value, and is logged as the driver's. With probe it is called without a dial
+// for a first value, too.
+func TestHungOpenConnector(t *testing.T) {
+	for _, options := range []string{"", "probe=true"} {
+		bubble(t, options, func(t *testing.T) {
+			log := collect(t)
+			stuck := make(chan struct{})
+			d := newParser(t, func(string) error { <-stuck; return nil })
+			db := open(t, d, newSource("1"), options)
+			began := time.Now()
+			mustSay(t, "ping", db.Ping(), "has not returned from OpenConnector within 10s")
+			want(t, "after", time.Since(began), 11*time.Second)
+			synctest.Wait()
+			want(t, "refusals by the driver in\n"+log.String(), log.count("value refused", "reason=driver"), 1)
+			close(stuck)
+			synctest.Wait()
+			want(t, "value", ask(t, db), "1")
+		})
+	}
+}
+
 // DB.Close while a value is being taken up ends its tries before they begin.
 func TestCloseDuringOffer(t *testing.T) {
 	for _, refuses := range []bool{false, true} {
