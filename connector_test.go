@@ -7,6 +7,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net"
@@ -30,6 +31,16 @@ func TestFirstConnect(t *testing.T) {
 	t.Run("nothing is started by sql.Open", func(t *testing.T) {
 		src := newSource("1")
 		open(t, newFake(t), src, "").Close()
+		want(t, "watches", src.watches.Load(), 0)
+	})
+	bubble(t, "nothing is started after Close", func(t *testing.T) {
+		src := newSource("1")
+		c, err := hotloadDriver(t).(driver.DriverContext).OpenConnector(register(newFake(t), src))
+		must(t, "OpenConnector", err)
+		must(t, "Close", c.(io.Closer).Close())
+		_, err = c.Connect(t.Context())
+		mustSay(t, "Connect", err, "hotload: the connector is closed")
+		synctest.Wait()
 		want(t, "watches", src.watches.Load(), 0)
 	})
 	bubble(t, "R-3/first connects share one watch", func(t *testing.T) {
@@ -1550,6 +1561,28 @@ func TestHungTryIsTheOnlyOne(t *testing.T) {
 				want(t, "connections with the value", h.liveOn("b"), 0)
 			})
 		}
+	}
+}
+
+// An OpenConnector that does not return is the answer to who waits for a first
+// value, and is logged as the driver's. With probe it is called without a dial
+// for a first value, too.
+func TestHungOpenConnector(t *testing.T) {
+	for _, options := range []string{"", "probe=true"} {
+		bubble(t, options, func(t *testing.T) {
+			log := collect(t)
+			stuck := make(chan struct{})
+			d := newParser(t, func(string) error { <-stuck; return nil })
+			db := open(t, d, newSource("1"), options)
+			began := time.Now()
+			mustSay(t, "ping", db.Ping(), "has not returned from OpenConnector within 10s")
+			want(t, "after", time.Since(began), 11*time.Second)
+			synctest.Wait()
+			want(t, "refusals by the driver in\n"+log.String(), log.count("value refused", "reason=driver"), 1)
+			close(stuck)
+			synctest.Wait()
+			want(t, "value", ask(t, db), "1")
+		})
 	}
 }
 

@@ -690,6 +690,55 @@ func TestKillDuringSmallCalls(t *testing.T) {
 	}
 }
 
+// A convertingConn is a fake's connection whose statements are ColumnConverters.
+type (
+	convertingConn struct{ *fakeConn }
+	convertingStmt struct{ *fakeStmt }
+)
+
+func (c convertingConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	stmt, err := c.fakeConn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return convertingStmt{stmt.(*fakeStmt)}, nil
+}
+
+func (s convertingStmt) ColumnConverter(int) driver.ValueConverter {
+	s.c.call(context.Background(), "ColumnConverter")
+	return driver.DefaultParameterConverter
+}
+
+// A statement that was killed while one of its arguments was checked is not asked
+// for a converter.
+func TestKilledColumnConverter(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		bubble(t, fmt.Sprintf("killed=%t", killed), func(t *testing.T) {
+			f, src := newFake(t), newSource("1")
+			f.asConn = func(c *fakeConn) driver.Conn { return convertingConn{c} }
+			asked := 0
+			f.onCall = func(_ context.Context, c *fakeConn, call string) error {
+				if c.value == "1" && call == "ColumnConverter" {
+					asked++
+				}
+				if killed && c.value == "1" && call == "CheckNamedValue" {
+					src.set("2")
+				}
+				return nil
+			}
+			tx := begin(t, open(t, f, src, "forceKill=true"))
+			_, err := prepare(t, tx, "insert ?").Exec(1)
+			if !killed {
+				must(t, "exec", err)
+				want(t, "times that the statement was asked", asked, 1)
+				return
+			}
+			mustBeKilled(t, "exec", err)
+			want(t, "times that the statement was asked", asked, 0)
+		})
+	}
+}
+
 // killsRaw proves: a Raw callback counts as a call in progress whose end cannot be
 // seen, until the next operation or the return to the pool shows it.
 func killsRaw(t *testing.T) {
