@@ -101,6 +101,30 @@ func TestFirstConnect(t *testing.T) {
 	}
 }
 
+// A blank value that follows the first one at once is no error of those who wait
+// for the first.
+func TestFirstThenBlank(t *testing.T) {
+	for range 200 {
+		synctest.Test(t, func(t *testing.T) {
+			db := open(t, newFake(t), watchFunc(func(context.Context, string, url.Values) (string, <-chan string, error) {
+				values := make(chan string, 1)
+				values <- ""
+				close(values)
+				return "1", values, nil
+			}), "")
+			var wg sync.WaitGroup
+			for range 4 {
+				wg.Go(func() {
+					if err := db.Ping(); err != nil {
+						t.Errorf("ping: %v", err)
+					}
+				})
+			}
+			wg.Wait()
+		})
+	}
+}
+
 // Bad values come while operations wait for a first good one.
 func TestRefusedWhileConnecting(t *testing.T) {
 	src := newSource("bad")
