@@ -163,7 +163,6 @@ func (p *conn) Close() error {
 		defer p.c.Close()
 	}
 	s := p.s
-	p.used = false
 	s.k.endUse()
 	s.retire()
 	if !s.superseded() && p.c.stillClosing() == 0 && s.awaitClosed(context.Background()) {

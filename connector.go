@@ -415,11 +415,8 @@ func (c *connector) prove(g *generation, tried func()) {
 		late := time.AfterFunc(tryLimit+patience, func() { c.refuse(g, slow) })
 		err := safely(g.try)
 		late.Stop()
-		if g.ctx.Err() != nil {
-			return
-		}
 		if err == nil {
-			c.publish(g)
+			c.publish(g) // publish and refuse look whether it has been replaced
 			return
 		}
 		pause := soon

@@ -32,13 +32,12 @@ type generation struct {
 
 	mu     sync.Mutex // guards the following fields
 	refs   int
-	conns  map[*serverConn]struct{} // not closed yet
-	spares []*opening               // whose callers have left, for the next callers
+	conns  []*serverConn // not closed yet, each at its index
+	spares []*opening    // whose callers have left, for the next callers
 }
 
 func newGeneration(c *connector, value string) *generation {
-	g := &generation{c: c, value: value, refs: 1, drained: make(chan struct{}),
-		refusals: make(map[string]bool), conns: make(map[*serverConn]struct{})}
+	g := &generation{c: c, value: value, refs: 1, drained: make(chan struct{}), refusals: make(map[string]bool)}
 	g.ctx, g.end = context.WithCancel(context.Background())
 	return g
 }
@@ -219,7 +218,8 @@ func (g *generation) open(ctx context.Context, cancel context.CancelFunc) *openi
 		g.mu.Lock()
 		if o.err == nil {
 			o.s = newServerConn(g, ci, cancel)
-			g.conns[o.s] = struct{}{}
+			o.s.index = len(g.conns)
+			g.conns = append(g.conns, o.s)
 		}
 		close(o.done)
 		g.mu.Unlock()
@@ -273,7 +273,7 @@ func (g *generation) supersede() (closed, inUse int) {
 	g.end()
 	var swept []*serverConn
 	g.mu.Lock()
-	for s := range g.conns {
+	for _, s := range g.conns {
 		// Who loses this swap has just taken it, and looks whether it is superseded.
 		if s.state.CompareAndSwap(idle, retired) {
 			swept = append(swept, s)
@@ -302,7 +302,10 @@ func (g *generation) retain() bool {
 // any other.
 func (g *generation) release(s *serverConn) {
 	g.mu.Lock()
-	delete(g.conns, s)
+	if last := len(g.conns) - 1; s != nil {
+		g.conns[s.index], g.conns[last].index = g.conns[last], s.index
+		g.conns = slices.Delete(g.conns, last, last+1)
+	}
 	g.refs--
 	drained := g.refs == 0
 	g.mu.Unlock()

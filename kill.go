@@ -6,7 +6,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"io"
-	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -289,10 +288,10 @@ func (g *generation) kill() {
 		return
 	}
 	g.mu.Lock()
-	conns := maps.Clone(g.conns)
+	conns := slices.Clone(g.conns)
 	g.mu.Unlock()
 	n := 0
-	for s := range conns {
+	for _, s := range conns {
 		if s.kill() {
 			n++
 		}

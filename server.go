@@ -51,6 +51,7 @@ const (
 // done to a server connection that was retired cannot touch its successor.
 type serverConn struct {
 	gen   *generation
+	index int // in gen.conns, guarded by gen.mu
 	ci    driver.Conn
 	k     *killer // nil without forceKill; its methods then do nothing
 	state atomic.Int32
