@@ -5,7 +5,8 @@
 // the connection string is kept, such as a file that a secret store rewrites;
 // when the string changes, hotload retires the connections opened with the old
 // one, and the pool goes on with connections opened with the new one. The
-// program keeps its [sql.DB], and a change to a string that works fails no query:
+// program keeps its [sql.DB], and by default a change to a string that works
+// fails no query:
 //
 //	import (
 //		"database/sql"
